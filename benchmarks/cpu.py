@@ -1,0 +1,32 @@
+"""CPU time per request: all threads of one process, delivery included, in interleaved rounds."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from statistics import median, quantiles
+
+from benchmarks.process import Bench, driver
+from benchmarks.stacks import Stack
+
+# Requests in one round: long enough for the clock, short enough that a round of each stack meets the same weather.
+COUNTS = {"trivial": 400, "async": 100, "failing": 150, "api": 80, "page": 30, "queries": 20}
+
+
+def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds: int) -> dict[str, dict[str, dict]]:
+    """Measure microseconds per request: ``{stack: {page: {"median", "low", "high"}}}``, low and high the quartiles."""
+    samples: dict[str, dict[str, list[float]]] = {stack.name: {page: [] for page in pages} for stack in stacks}
+    with ExitStack() as exits:
+        drivers = {stack.name: exits.enter_context(driver(bench, stack, server=server)) for stack in stacks}
+        for page in pages:
+            for process in drivers.values():
+                process.warm(page, 30)
+            for _ in range(rounds):
+                for name, process in drivers.items():
+                    samples[name][page].append(process.serve(page, COUNTS[page])["cpu"] * 1e6)
+    return {name: {page: spread(values) for page, values in by_page.items()} for name, by_page in samples.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Summarise samples by their median and quartiles."""
+    low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": median(values), "low": low, "high": high}

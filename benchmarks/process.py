@@ -1,0 +1,101 @@
+"""A driver process as the benchmark holds it: one stack, one database, asked for pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from benchmarks.environments import python
+from benchmarks.stacks import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all stacks of a run share."""
+
+    directory: Path
+    database_url: str
+    collector: str
+
+
+def environ(bench: Bench, stack: Stack, **more: str) -> dict[str, str]:
+    """The environment variables that a process of this stack runs with."""
+    variables = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": "0",
+        "DJANGO_SETTINGS_MODULE": stack.settings,
+        "BENCH_DATABASE_URL": bench.database_url,
+        "OTEL_SERVICE_NAME": "benchmark",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": bench.collector,
+        # The names of the stable conventions, which ours always has.
+        "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
+        "DJANGO_OBS_RUNTIME_DIR": mkdtemp(prefix="runtime-", dir=bench.directory),
+    }
+    variables.pop("PYTHONDEVMODE", None)
+    if stack.multiprocess:
+        variables["PROMETHEUS_MULTIPROC_DIR"] = mkdtemp(prefix="metrics-", dir=bench.directory)
+    return variables | more
+
+
+class Driver:
+    """A running driver."""
+
+    def __init__(self, process: subprocess.Popen, answers) -> None:
+        self.process = process
+        self.answers = answers
+        self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        line = self.answers.readline()
+        if not line:
+            msg = f"the driver ended: {self.process.args}"
+            raise RuntimeError(msg)
+        return json.loads(line)
+
+    def serve(self, page: str, count: int) -> dict[str, float]:
+        """Serve a page so many times; returns status, wall and cpu, the latter two in seconds per request."""
+        self.process.stdin.write(f"{page} {count}\n".encode())
+        self.process.stdin.flush()
+        return self._answer()
+
+    def warm(self, page: str, count: int) -> None:
+        """Serve a page so many times without counting."""
+        self.serve(f"!{page}", count)
+
+
+@contextmanager
+def driver(bench: Bench, stack: Stack, *, server: str = "wsgi", wrapper: tuple[str, ...] = (), stretch: float = 0):
+    """Start a driver and end it at the end; ``wrapper`` is a command to run it under."""
+    read, write = os.pipe()
+    variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write))
+    if stretch:
+        variables["BENCH_STRETCH"] = str(stretch)
+        variables["OTEL_BSP_SCHEDULE_DELAY"] = str(int(5000 * stretch))
+    with open(bench.directory / f"{stack.name}.stderr", "ab") as stderr:
+        process = subprocess.Popen(
+            [*wrapper, python(stack), "-m", "benchmarks.driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=[write],
+            env=variables,
+            cwd=ROOT,
+        )
+    os.close(write)
+    try:
+        with os.fdopen(read) as answers:
+            yield Driver(process, answers)
+    except BaseException:
+        sys.stderr.write((bench.directory / f"{stack.name}.stderr").read_text()[-4000:])
+        raise
+    finally:
+        process.stdin.close()
+        process.wait(300)

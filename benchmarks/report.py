@@ -1,0 +1,124 @@
+"""The tables, from the figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.stacks import STACKS
+
+TITLES = {
+    "trivial": "trivial view",
+    "page": "ORM + template page, 3 queries",
+    "queries": "30 queries",
+    "api": "JSON API, 1 query",
+    "failing": "failing view",
+    "async": "async view (ASGI)",
+}
+UNITS = {"instructions": "million instructions", "cpu": "microseconds of CPU"}
+
+
+def title(name: str) -> str:
+    return STACKS[name].title
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def added(value: float, bare: float) -> str:
+    """Say what comes on top, also in percent."""
+    return f"{value - bare:+.3g} ({(value - bare) / bare:+.1%})".replace("%", " %")
+
+
+def requests(measure: str, figures: dict[str, dict[str, float]]) -> str:
+    """Tabulate ``{stack: {page: figure}}``: bare in full, the others as what they add."""
+    bare = figures["bare"]
+    rows = [[title("bare"), *(f"{bare[page]:.4g}" for page in bare)]]
+    rows += [
+        [title(name), *(added(by_page[page], bare[page]) if page in by_page else "" for page in bare)]
+        for name, by_page in figures.items()
+        if name != "bare"
+    ]
+    return table([UNITS[measure], *(TITLES[page] for page in bare)], rows)
+
+
+def under_load(figures: dict[str, dict[str, dict]]) -> str:
+    pages = next(iter(figures.values()))
+    header = ["stack", *(f"{TITLES[page]}: {key}" for page in pages for key in ("p50 ms", "p99 ms", "requests/s"))]
+    rows = [
+        [
+            title(name),
+            *(f"{by_page[page][key]['median']:.4g}" for page in pages for key in ("p50", "p99", "rps")),
+        ]
+        for name, by_page in figures.items()
+    ]
+    return table(header, rows)
+
+
+def single(figures: dict[str, dict[str, float]], unit: str) -> str:
+    bare = figures["bare"]["median"]
+    rows = [
+        [
+            title(name),
+            f"{value['median']:.1f}",
+            f"{value['low']:.1f} to {value['high']:.1f}",
+            f"{value['median'] - bare:+.1f}",
+        ]
+        for name, value in figures.items()
+    ]
+    return table(["stack", unit, "quartiles", "added"], rows)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Write the results as a page."""
+    about = results["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    parts = [
+        "# Results\n",
+        (
+            f"Commit {about['commit']}, {about['date']}; {about['python']}; "
+            f"{about['processors']} x {about['processor']}, {about['system']}; {versions}.\n"
+        ),
+    ]
+    for database, measures in results["databases"].items():
+        if "instructions" in measures:
+            figures = {
+                name: {page: value / 1e6 for page, value in by_page.items()}
+                for name, by_page in measures["instructions"].items()
+            }
+            parts += [f"## Instructions per request, {database}\n", requests("instructions", figures)]
+            parts += deliveries(measures.get("delivery", {}))
+        if "cpu" in measures:
+            figures = {
+                name: {page: value["median"] for page, value in by_page.items()}
+                for name, by_page in measures["cpu"].items()
+            }
+            parts += [f"## CPU time per request, {database}\n", requests("cpu", figures), spreads(measures["cpu"])]
+        if "latency" in measures:
+            parts += [f"## Under load, {database}\n", under_load(measures["latency"])]
+    if "memory" in results:
+        parts += ["## Memory per worker\n", single(results["memory"], "MB (PSS)")]
+    if "startup" in results:
+        parts += ["## Start-up\n", single(results["startup"], "ms of CPU, `manage.py check`")]
+    return "\n".join(parts)
+
+
+def deliveries(figures: dict[str, dict[str, float]]) -> list[str]:
+    """Say what a delivery costs, whatever is in it."""
+    rest = {name: sum(by_page.values()) / 1e6 for name, by_page in figures.items() if name != "bare"}
+    if not rest:
+        return []
+    told = ", ".join(f"{title(name)} {million:.1f}" for name, million in rest.items())
+    return [f"A delivery, once in some seconds, takes besides, in million instructions: {told}.\n"]
+
+
+def spreads(figures: dict[str, dict[str, dict]]) -> str:
+    """Say how far the middle half of the rounds lies apart, of all cells the median and the widest."""
+    widths = sorted(
+        (value["high"] - value["low"]) / value["median"] for by_page in figures.values() for value in by_page.values()
+    )
+    return (
+        f"Medians of interleaved rounds. The middle half of the rounds spans {widths[len(widths) // 2]:.1%} "
+        f"of the median in the middle cell, {widths[-1]:.1%} in the widest: differences below that mean nothing.\n"
+    ).replace("%", " %")

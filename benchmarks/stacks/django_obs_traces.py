@@ -1,0 +1,6 @@
+from __future__ import annotations
+
+from benchmarks.stacks.django_obs import *  # noqa: F403
+from benchmarks.stacks.django_obs import flush as flush
+
+DJANGO_OBS = {"LOGS": {"ENABLED": False}, "METRICS": {"ENABLED": False}}

@@ -1,0 +1,304 @@
+"""The only module that knows everything: it builds the signals, passes callables across, and plugs them into Django."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from django.apps import AppConfig
+from django.core.checks import register
+
+from django_obs import __version__
+from django_obs.checks import check_settings
+from django_obs.conf import LogSettings, Settings, get_settings, is_default, warn_of_problems
+from django_obs.lifecycle import guard
+from django_obs.telemetry import Telemetry, compile_globs
+
+if TYPE_CHECKING:
+    from django_obs.log_export import LogExport
+    from django_obs.logs.pipeline import LogPipeline
+    from django_obs.metrics.pipeline import MetricPipeline
+    from django_obs.traces.pipeline import TracePipeline
+    from django_obs.traces.requests import RequestTracing
+
+
+# Seconds after which a process that logs is taken for one that goes on.
+SETTLED = 1.0
+MIDDLEWARE = "django_obs.middleware.ObservabilityMiddleware"
+
+
+class DjangoObsConfig(AppConfig):
+    name = "django_obs"
+    verbose_name = "Observability"
+    telemetry: Telemetry
+    logs: LogPipeline | None = None
+    traces: TracePipeline | None = None
+    metrics: MetricPipeline | None = None
+    quiet = False
+
+    def ready(self) -> None:
+        """Wire the signals that are on. Starts no thread, opens no file and no socket."""
+        register(check_settings)
+        settings = get_settings()
+        self.quiet = is_quiet()
+        self.traces = traces = build_traces(settings) if settings.traces.enabled else None
+        self.logs = logs = build_logs(settings, traces) if settings.logs.enabled else None
+        self.metrics = metrics = build_metrics(settings) if settings.metrics.enabled else None
+        export = export_logs(settings, logs, traces) if logs is not None and settings.logs.otlp else None
+        # What is adopted first is flushed last: the logs can still say what the others have lost.
+        for pipeline in (logs, export, metrics, traces):
+            if pipeline is not None:
+                guard.adopt(pipeline)
+        guard.arm(settings.flush_timeout)
+        tracing = trace_requests(settings, traces) if traces is not None else None
+        self.telemetry = Telemetry(
+            settings=settings,
+            is_excluded=compile_globs(settings.excluded_paths),
+            tracing=tracing,
+            instruments=metrics.requests if metrics is not None else None,
+            access=logs.access if logs is not None else None,
+        )
+        measure_database(settings, traces, metrics)
+        measure_cache(settings, traces, metrics)
+        measure_work(settings, traces, metrics)
+        if traces is not None:
+            trace_more(settings, traces)
+        if guard.pipelines:
+            place_middleware()
+        warn_of_problems()
+
+
+def build_traces(settings: Settings) -> TracePipeline:
+    """Build the span pipeline and install its provider, unless another one is there already."""
+    from django_obs.traces.pipeline import TracePipeline
+
+    pipeline = TracePipeline(settings.traces, service_name=settings.service_name)
+    pipeline.install()
+    return pipeline
+
+
+def trace_requests(settings: Settings, traces: TracePipeline) -> RequestTracing:
+    """Return what makes the server spans: with our provider, or with the one that was there before."""
+    from django_obs.traces.requests import RequestTracing
+
+    return RequestTracing(tracer_of(traces), redact=settings.logs.redact)
+
+
+def build_logs(settings: Settings, traces: TracePipeline | None) -> LogPipeline:
+    """Take over the console handlers that ``LOGGING`` set up, and let the control file change the filter."""
+    from django.conf import settings as project
+
+    from django_obs.logs.pipeline import LogPipeline
+
+    ids: Callable[[], tuple[str, str] | None] = no_ids
+    if traces is not None:
+        from django_obs.traces.span import current_ids
+
+        ids = current_ids
+    pipeline = LogPipeline(
+        quiet_in_tests(settings.logs),
+        worker=guard.worker,
+        service_name=settings.service_name,
+        ids=ids,
+        debug=project.DEBUG,
+        filter_is_default=is_default("logs", "filter") and not is_quiet(),
+    )
+    pipeline.install()
+    follow_orders(pipeline, silent=settings.metrics.enabled)
+    return pipeline
+
+
+def quiet_in_tests(logs: LogSettings) -> LogSettings:
+    """Return the settings with another default for ``manage.py test``: a line per request would hide its dots."""
+    return replace(logs, filter="warn") if is_quiet() else logs
+
+
+def is_quiet() -> bool:
+    """Tell whether this is ``manage.py test``, and nobody has asked for lines."""
+    return sys.argv[1:2] == ["test"] and is_default("logs", "filter")
+
+
+def export_logs(settings: Settings, logs: LogPipeline, traces: TracePipeline | None) -> LogExport:
+    """Send what is logged to the collector as well."""
+    from django_obs.log_export import LogExport
+    from django_obs.traces.resource import resource_attributes
+
+    def resource() -> Mapping[str, Any]:
+        # Lines and spans of a process say the same of it, its instance id included.
+        return traces.provider.resource_attributes if traces else resource_attributes(settings.service_name)
+
+    export = LogExport(settings, resource=resource, flush_lines=logs.force_flush)
+    logs.listener.exporter = export
+    return export
+
+
+def no_ids() -> None:
+    """Where nothing is traced no line has ids."""
+
+
+def follow_orders(logs: LogPipeline, *, silent: bool) -> None:
+    """Let the control file, which an operator writes, change the log filter of every process.
+
+    With ``silent`` the metrics complain where the runtime directory cannot be used: once is enough.
+    """
+    from django_obs import runtime
+
+    def obey(order: runtime.FilterOrder | None) -> None:
+        if order is None:
+            logs.filter.set(None)
+        else:
+            logs.filter.set(order.text, order.until, order.source)
+
+    orders = runtime.Orders(obey, silent=silent)
+
+    def begin() -> None:
+        # Not before the process has a request or a task: a command that is over in a moment leaves no directory behind.
+        if not following:
+            following.append(orders)
+            guard.worker.every(0.5, orders.poll)
+        orders.poll()
+
+    def settle() -> None:
+        # A command that goes on, a scheduler, a server's master process: they have neither requests nor tasks.
+        if not following and not guard.closed and monotonic() - started > SETTLED:
+            begin()
+
+    following: list[runtime.Orders] = []
+    started = monotonic()
+    # A process that starts while an order holds has it from its first request on.
+    guard.on_start.append(begin)
+    guard.worker.every(0.5, settle)
+
+
+def build_metrics(settings: Settings) -> MetricPipeline:
+    """Let the project's metrics move into the shared store, and declare our own."""
+    from django.conf import settings as project
+
+    from django_obs import runtime
+    from django_obs.metrics.pipeline import MetricPipeline
+
+    pipeline = MetricPipeline(
+        settings.metrics,
+        directory=runtime.runtime_dir,
+        guard=guard,
+        namespace=getattr(project, "PROMETHEUS_METRIC_NAMESPACE", ""),
+        plain_scheme=not project.SECURE_PROXY_SSL_HEADER,
+    )
+    pipeline.install()
+    return pipeline
+
+
+def measure_database(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+    """See every query: for the access line always, for spans and metrics where they are on."""
+    from django_obs.instrumentation.database import DatabaseInstrumentation
+
+    doors: dict[str, Any] = {}
+    if traces is not None and settings.traces.database:
+        doors.update(leaf_doors(traces))
+    if metrics is not None:
+        doors.update(record_query=metrics.database.record_query, record_connection=metrics.database.record_connection)
+    if doors or settings.logs.enabled:
+        DatabaseInstrumentation(**doors).install()
+
+
+def measure_cache(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+    """See every cache operation: for the access line always, for spans and metrics where they are on."""
+    from django_obs.instrumentation.cache import CacheInstrumentation
+
+    doors: dict[str, Any] = {}
+    if traces is not None and settings.traces.cache:
+        doors.update(leaf_doors(traces))
+    if metrics is not None:
+        doors.update(record_cache=metrics.cache.record_cache)
+    if doors or settings.logs.enabled:
+        CacheInstrumentation(**doors).install()
+
+
+def measure_work(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+    """See management commands, and the tasks of Celery and Django where a project has any."""
+    from functools import cache
+
+    from django_obs import runtime
+    from django_obs.instrumentation.commands import CommandInstrumentation
+    from django_obs.instrumentation.tasks import TaskInstrumentation
+
+    def set_role(role: str) -> None:
+        runtime.set_role(role)
+        if metrics is not None:
+            metrics.set_role(role)
+
+    def instruments(name: str) -> Callable[[], Any] | None:
+        if metrics is None:
+            return None
+
+        def make() -> Any:
+            from django_obs.metrics import jobs
+
+            return getattr(jobs, name)()
+
+        return cache(make)
+
+    tracer = tracer_of(traces) if traces is not None else None
+    CommandInstrumentation(tracer=tracer, instruments=instruments("CommandInstruments"), set_role=set_role).install()
+    TaskInstrumentation(
+        tracer=tracer,
+        celery_metrics=instruments("CeleryInstruments"),
+        django_metrics=instruments("DjangoTaskInstruments"),
+        access=settings.logs.enabled and settings.logs.access,
+        owns_logging=settings.logs.enabled,
+        set_role=set_role,
+    ).install()
+
+
+def tracer_of(traces: TracePipeline) -> Any:
+    """Return our tracer, or one of the provider that was there before ours."""
+    from opentelemetry import trace
+
+    return traces.tracer if is_ours(traces) else trace.get_tracer("django_obs", __version__)
+
+
+def trace_more(settings: Settings, traces: TracePipeline) -> None:
+    """Make the spans that are asked for: of templates, of middleware, of calls to other services."""
+    from django_obs.instrumentation.outgoing import OutgoingInstrumentation
+    from django_obs.traces.span import recording_span
+
+    if settings.traces.templates:
+        from django_obs.instrumentation.templates import TemplateInstrumentation
+
+        TemplateInstrumentation(tracer=tracer_of(traces), current_span=recording_span).install()
+    if settings.traces.middleware:
+        from django_obs.instrumentation.middleware_spans import MiddlewareInstrumentation
+
+        MiddlewareInstrumentation(tracer=tracer_of(traces), current_span=recording_span).install()
+    OutgoingInstrumentation(settings.traces.instrument).install()
+
+
+def leaf_doors(traces: TracePipeline) -> dict[str, Any]:
+    """Return what takes leaves: the current span of ours, or spans of the provider that was there before."""
+    from django_obs.traces.encoder import LeafSource
+
+    if is_ours(traces):
+        return {"current_span": traces.current_span, "leaf_source": LeafSource}
+    from django_obs.traces.foreign import ForeignLeaves
+
+    return {"current_span": ForeignLeaves(tracer_of(traces)), "leaf_source": LeafSource}
+
+
+def is_ours(traces: TracePipeline) -> bool:
+    """Tell whether our provider is the installed one."""
+    from opentelemetry import trace
+
+    return trace.get_tracer_provider() is traces.provider
+
+
+def place_middleware() -> None:
+    """Put our middleware outermost, unless the project has placed it."""
+    from django.conf import settings as project
+
+    # A tuple, or an object that is evaluated late, is as good as a list.
+    placed = list(project.MIDDLEWARE)
+    if MIDDLEWARE not in placed:
+        project.MIDDLEWARE = [MIDDLEWARE, *placed]

@@ -1,0 +1,190 @@
+"""Every query of every backend, measured once through ``connection.execute_wrappers``."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from time import perf_counter_ns, time_ns
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from django_obs.context import Scope, current
+
+logger = logging.getLogger("django_obs")
+
+# The driver's word for the system, as the semantic conventions spell it.
+# https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/#db-system-name
+SYSTEMS = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite", "oracle": "oracle.db"}
+
+# The first table that a statement names, quoted as the backends of Django quote; what is more complicated has none.
+TARGET = re.compile(r"""\b(?:FROM|INTO|UPDATE|TABLE)\s+["`]?([\w.$]+)["`]?""", re.IGNORECASE).search
+
+
+def text_of(statement: Any, connection: BaseDatabaseWrapper) -> str:
+    """Return the SQL of a statement that is no text: bytes, or one of psycopg's Composable objects."""
+    try:
+        if hasattr(statement, "as_string"):
+            return str(statement.as_string(connection.connection))
+        return statement.decode() if isinstance(statement, bytes) else str(statement)
+    except Exception:
+        return type(statement).__name__
+
+
+def is_traced(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether an instrumentor of OpenTelemetry makes spans of the driver's calls; ours would be second ones."""
+    driver = connection.connection
+    kinds = (type(driver), getattr(driver, "cursor_factory", None))
+    return any(getattr(kind, "__module__", "").startswith("opentelemetry.instrumentation.") for kind in kinds)
+
+
+class DatabaseInstrumentation:
+    """One execute wrapper for all connections.
+
+    ``current_span`` returns the span that a query belongs to or None, ``leaf_source`` makes what the spans of one
+    database have in common from a function that describes a statement; ``record_query`` and ``record_connection`` keep
+    the metrics. Each may be None, where its signal is off.
+    """
+
+    def __init__(
+        self,
+        *,
+        current_span: Callable[[], Any] | None = None,
+        leaf_source: Callable[..., Any] | None = None,
+        record_query: Callable[[str, str, float, int, BaseException | None], None] | None = None,
+        record_connection: Callable[[str, str, BaseException | None], None] | None = None,
+    ) -> None:
+        self.current_span = current_span
+        self.leaf_source = leaf_source
+        self.record_query = record_query
+        self.record_connection = record_connection
+        self.sources: dict[str, Any] = {}  # by alias
+        self.failed = False
+
+    def install(self) -> None:
+        """Wrap every connection that is or will be made in this process."""
+        from django.db import connections
+
+        connection_created.connect(self.connected, weak=False, dispatch_uid="django_obs")
+        for connection in connections.all(initialized_only=True):
+            self.wrap(connection)
+        if self.record_connection is not None:
+            self._count_failed_connections()
+
+    def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+        """Wrap a connection that was made just now."""
+        self.wrap(connection)
+        connection._django_obs_traced = is_traced(connection)  # type: ignore[attr-defined]
+        scope = current.get()
+        if self.record_connection is not None and (scope is None or not scope.excluded):
+            try:
+                self.record_connection(connection.alias, connection.vendor, None)
+            except Exception:
+                self.swallow()
+
+    def wrap(self, connection: BaseDatabaseWrapper) -> None:
+        """Put the wrapper outermost, once: the signal comes again at each reconnect of the same connection object."""
+        if self.execute not in connection.execute_wrappers:
+            connection.execute_wrappers.insert(0, self.execute)
+
+    def execute(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        """Run the query; note its time on the scope, the current span and the metrics."""
+        scope = current.get()
+        if scope is not None and scope.excluded:
+            return execute(sql, params, many, context)
+        error: BaseException | None = None
+        started = perf_counter_ns()
+        try:
+            return execute(sql, params, many, context)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            ended = perf_counter_ns()
+            try:
+                # Each parameter set of an executemany() is a statement.
+                statements = 0 if not many else len(params) if hasattr(params, "__len__") else 1
+                self.note(scope, context["connection"], sql, statements, started, ended, error)
+            except Exception:
+                self.swallow()
+
+    def note(
+        self,
+        scope: Scope | None,
+        connection: BaseDatabaseWrapper,
+        sql: Any,
+        statements: int,
+        started: int,
+        ended: int,
+        error: BaseException | None,
+    ) -> None:
+        """Note a query; times are those of ``time.perf_counter_ns()``, ``statements`` is 0 for a single one."""
+        if scope is not None:
+            scope.db_count += 1
+            scope.db_ns += ended - started
+        if self.current_span is not None and not getattr(connection, "_django_obs_traced", False):
+            span = self.current_span()
+            if span is not None:
+                # The wall clock is read once: set back in between, it could end a span before its start.
+                now = time_ns()
+                source = self.sources.get(connection.alias) or self.source(connection)
+                span.add_leaf(
+                    sql if type(sql) is str else text_of(sql, connection),
+                    now - ended + started,
+                    now,
+                    None if error is None else type(error).__name__,
+                    source=source,
+                )
+        if self.record_query is not None:
+            self.record_query(connection.alias, connection.vendor, (ended - started) * 1e-9, statements, error)
+
+    def swallow(self) -> None:
+        """Report a failure of ours once; the query goes on."""
+        if not self.failed:
+            self.failed = True
+            logger.warning("A query could not be noted; reported once", exc_info=True)
+
+    def source(self, connection: BaseDatabaseWrapper) -> Any:
+        """Return what all spans of this database have in common."""
+        assert self.leaf_source is not None
+        settings = connection.settings_dict
+        common: dict[str, Any] = {"db.system.name": SYSTEMS.get(connection.vendor, "other_sql")}
+        if settings.get("NAME"):
+            common["db.namespace"] = str(settings["NAME"])
+        host, port = settings.get("HOST"), str(settings.get("PORT") or "")
+        if host:
+            common["server.address"] = host
+        if port.isdecimal():
+            common["server.port"] = int(port)
+        common["django_obs.db.alias"] = connection.alias
+
+        def describe(sql: str) -> tuple[str, dict[str, Any]]:
+            operation = sql.split(None, 1)[0].upper() if sql.strip() else "QUERY"
+            target = TARGET(sql)
+            attributes = {**common, "db.operation.name": operation, "db.query.text": sql}
+            if target is None:
+                return operation, attributes
+            attributes["db.collection.name"] = target[1]
+            return f"{operation} {target[1]}", attributes
+
+        source = self.sources[connection.alias] = self.leaf_source(describe, repeats=True)
+        return source
+
+    def _count_failed_connections(self) -> None:
+        # Django has a signal for a connection that was made, none for one that was not.
+        connect, record = BaseDatabaseWrapper.connect, self.record_connection
+        assert record is not None
+
+        def counted_connect(connection: BaseDatabaseWrapper) -> None:
+            try:
+                connect(connection)
+            except Exception as error:
+                try:
+                    record(connection.alias, connection.vendor, error)
+                except Exception:
+                    self.swallow()
+                raise
+
+        BaseDatabaseWrapper.connect = counted_connect  # type: ignore[assignment, method-assign]

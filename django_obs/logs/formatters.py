@@ -1,0 +1,219 @@
+"""One entry, one line: JSON for machines, columns and colours for people."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+from pythonjsonlogger.core import LogData
+from pythonjsonlogger.orjson import OrjsonFormatter, orjson_default
+
+from django_obs.logs.entry import Entry, Failure, Stamper
+from django_obs.logs.redaction import Redaction
+from django_obs.logs.values import Plainer, clean
+
+_LINE = orjson.OPT_APPEND_NEWLINE
+_NO_REDACTION = Redaction()
+
+
+class Clock:
+    """Writes seconds since the epoch as ISO 8601 in UTC with microseconds: ``2026-01-31T12:00:00.000001Z``."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, seconds: float) -> str:
+        try:
+            second, microseconds = divmod(int(seconds * 1e6 + 0.5), 1_000_000)
+            if second != self._second:
+                self._text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+                self._second = second
+        except (OverflowError, OSError, ValueError):
+            # A clock that shows no time at all.
+            return "1970-01-01T00:00:00.000000Z"
+        return f"{self._text}{microseconds:06d}Z"
+
+
+class JSONFormatter(OrjsonFormatter):
+    """One JSON object a line.
+
+    With ``service``, the layout of django_obs (docs/logs.md); without, exactly that of python-json-logger. All keywords
+    of python-json-logger's formatters work in both. Any record comes out as one line of valid JSON.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        service: str | None = None,
+        stamper: Stamper | None = None,
+        json_default: Callable[[Any], Any] | None = orjson_default,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*args, json_default=json_default, **keywords)
+        self.service = service
+        self.stamper = stamper or Stamper()
+        self._clock = Clock()
+        # What the layout does not do on its fast path.
+        self._plain_layout = not (
+            self.rename_fields or self.static_fields or self.defaults or self.json_indent or self.prefix
+        )
+        self._additions = {**self.defaults, **self.static_fields}
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self.service is None:
+            return str(super().format(record))
+        return self.line(self.stamper.entry(self.stamper.stamp(record))).decode().rstrip("\n")
+
+    def lines(self, entries: Iterable[Entry]) -> list[bytes]:
+        """Return one line of JSON for each entry, its newline included."""
+        line = self.line
+        return [line(entry) for entry in entries]
+
+    def line(self, entry: Entry) -> bytes:
+        (created, _, level, logger, message, trace_id, span_id, request_id, fields, failure, stack) = entry
+        content: dict[str, Any] = {
+            "timestamp": self._clock.text(created),
+            "level": level,
+            "logger": logger,
+            "message": message,
+        }
+        if trace_id:
+            content["trace_id"] = trace_id
+            if span_id:
+                content["span_id"] = span_id
+        if request_id:
+            content["request_id"] = request_id
+        if self.service:
+            content["service"] = self.service
+        if fields is not None:
+            content.update(fields)
+        if failure is not None:
+            content["exception"] = failure._asdict()
+        if stack is not None:
+            content["stack"] = stack
+        if not self._plain_layout:
+            return self._custom_line(content)
+        try:
+            return orjson.dumps(content, option=_LINE)
+        except (TypeError, RecursionError):
+            return orjson.dumps(Plainer(_NO_REDACTION).mapping(content.items()), option=_LINE)
+
+    def _custom_line(self, content: dict[str, Any]) -> bytes:
+        for name, value in self._additions.items():
+            content.setdefault(name, value)
+        if self.rename_fields:
+            content = {self.rename_fields.get(name, name): value for name, value in content.items()}
+        if self.rename_fields_keep_missing:
+            for name in self.rename_fields.values():
+                content.setdefault(name, None)
+        return self.serialize_log_record(content).encode() + b"\n"
+
+    def jsonify_log_record(self, log_data: LogData) -> str:
+        try:
+            return str(super().jsonify_log_record(log_data))
+        except (TypeError, RecursionError):
+            # Values that the encoder refuses: circular ones, numbers beyond 64 bits, lone surrogates, keys of any kind.
+            plain = Plainer(_NO_REDACTION).mapping(log_data.items())
+            return str(super().jsonify_log_record(plain))
+
+    def formatException(self, ei: Any) -> Any:
+        try:
+            return super().formatException(ei)
+        except Exception as error:
+            return f"<traceback not formatted: {type(error).__name__}>"
+
+
+# -- For people --------------------------------------------------------------------------------------------------------
+
+_control = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+RESET, BOLD, DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+COLOURS = (
+    (logging.CRITICAL, "\x1b[1;41;97m"),
+    (logging.ERROR, "\x1b[31m"),
+    (logging.WARNING, "\x1b[33m"),
+    (logging.INFO, "\x1b[32m"),
+)
+DEBUG_COLOUR = "\x1b[36m"
+# Characters that most names of loggers and messages need, so that what follows stands in columns.
+LOGGER_WIDTH = 20
+MESSAGE_WIDTH = 40
+
+
+class ConsoleFormatter(logging.Formatter):
+    """One line for people: time, level, logger, message, fields; a traceback below."""
+
+    def __init__(self, *, colours: bool = False, stamper: Stamper | None = None) -> None:
+        super().__init__()
+        self.colours = colours
+        self.stamper = stamper or Stamper()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.line(self.stamper.entry(self.stamper.stamp(record))).decode().rstrip("\n")
+
+    def lines(self, entries: Iterable[Entry]) -> list[bytes]:
+        return [self.line(entry) for entry in entries]
+
+    def line(self, entry: Entry) -> bytes:
+        paint = self._paint if self.colours else lambda text, colour: text
+        colour = next((colour for level, colour in COLOURS if entry.levelno >= level), DEBUG_COLOUR)
+        try:
+            clock = time.strftime("%H:%M:%S", time.localtime(entry.created))
+            clock += f".{int(entry.created % 1 * 1000):03d}"
+        except (OverflowError, OSError, ValueError):
+            clock = "--:--:--.---"
+        message = shown(entry.message).replace("\n", "\n    ")
+        named = dict(entry.fields or {})
+        if entry.trace_id:
+            named["trace_id"] = entry.trace_id
+        if entry.request_id and entry.request_id != entry.trace_id:
+            named["request_id"] = entry.request_id
+        fields = " ".join(f"{paint(shown(str(name)), DIM)}={shown(value_text(value))}" for name, value in named.items())
+        if fields:
+            message = message.ljust(MESSAGE_WIDTH)
+        line = (
+            f"{paint(clock, DIM)} "
+            f"{paint(entry.levelname[:8].ljust(8), colour)} "
+            f"{paint(shown(entry.logger).ljust(LOGGER_WIDTH), DIM)} "
+            f"{paint(message, BOLD)}{' ' + fields if fields else ''}"
+        ).rstrip()
+        parts = [line]
+        if entry.failure is not None:
+            parts.append(indented(self._stack(entry.failure, paint)))
+        if entry.stack is not None:
+            parts.append(indented(shown(entry.stack)))
+        return ("\n".join(parts) + "\n").encode(errors="backslashreplace")
+
+    def _stack(self, failure: Failure, paint: Callable[[str, str], str]) -> str:
+        lines = shown(failure.stack).split("\n")
+        # What happened is what one looks for first.
+        return "\n".join(
+            paint(line, COLOURS[1][1]) if line and not line.startswith((" ", "Traceback")) else line for line in lines
+        )
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"{colour}{text}{RESET}"
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" if line else line for line in text.split("\n"))
+
+
+def shown(text: str) -> str:
+    """Return the text with control characters escaped: a line that is logged must not command the terminal."""
+    return _control.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value and not re.search(r'[\s="]', value) else orjson.dumps(clean(value)).decode()
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except (TypeError, RecursionError):
+        return clean(str(value))

@@ -1,0 +1,50 @@
+"""The parts of the admin port, put together for this project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from django.conf import settings as project
+
+from django_obs import runtime
+from django_obs.conf import Settings, get_settings
+from django_obs.metrics.collectors import Collectors
+from django_obs.metrics.migrations import MigrationCollector
+from django_obs.metrics.scraper import Scraper
+from django_obs.server.app import AdminApplication
+from django_obs.server.filter_control import LogFilter
+from django_obs.server.page import MetricsPage
+from django_obs.server.web_config import Gatekeeper
+
+# Below the runtime directory.
+STORE = "metrics"
+
+
+def store_directory() -> Path:
+    """Return the directory of the metric store. Raises RuntimeDirError."""
+    return runtime.runtime_dir() / STORE
+
+
+def build_page(settings: Settings) -> MetricsPage:
+    """Make the page of metrics; reads nothing yet."""
+    from prometheus_client import REGISTRY
+
+    namespace = getattr(project, "PROMETHEUS_METRIC_NAMESPACE", "")
+    return MetricsPage(Scraper(store_directory), Collectors(REGISTRY, [MigrationCollector(namespace=namespace)]))
+
+
+def build_application(gatekeeper: Gatekeeper | None = None) -> AdminApplication:
+    """Make the application of this project, with the TLS and the users of a web-config file if there is one."""
+    from django.apps import apps
+
+    settings = get_settings()
+    stand_aside(apps.get_app_config("django_obs"))
+    control = LogFilter(runtime.control_file, settings.logs.filter) if settings.logs.enabled else None
+    return AdminApplication(build_page(settings), gatekeeper or Gatekeeper(None), control, title=settings.service_name)
+
+
+def stand_aside(config: object) -> None:
+    """Keep this process out of the store: what it records itself is of no interest, least of all its zeros."""
+    metrics = getattr(config, "metrics", None)
+    if metrics is not None:
+        metrics.stand_aside()

@@ -1,0 +1,37 @@
+"""What is switched on in this process: the doors to the signals at which the middleware knocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from django_obs.conf import Settings
+    from django_obs.logs.access import AccessLog
+    from django_obs.metrics.instruments import RequestInstruments
+    from django_obs.traces.requests import RequestTracing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telemetry:
+    """The doors that are open in this process; None where a signal is off."""
+
+    settings: Settings
+    is_excluded: Callable[[str], object]
+    """Tells whether a path shall leave no line, sample or span."""
+    tracing: RequestTracing | None = None
+    instruments: RequestInstruments | None = None
+    access: AccessLog | None = None
+
+
+def compile_globs(globs: tuple[str, ...]) -> Callable[[str], object]:
+    """Return a function that is true for paths that match any of the globs."""
+    exact = frozenset(glob for glob in globs if not re.search(r"[*?\[]", glob))
+    patterns = [translate(glob) for glob in globs if glob not in exact]
+    if not patterns:
+        return exact.__contains__
+    match = re.compile("|".join(patterns)).match
+    return lambda path: path in exact or match(path)

@@ -1,0 +1,239 @@
+"""The server span of a request, in the stable semantic conventions for HTTP.
+
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/#http-server-span
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns, time_ns
+from typing import Any, TypeAlias
+
+from opentelemetry import trace as api
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from django_obs.context import Scope
+from django_obs.semconv import METHODS, OTHER_METHOD
+
+from . import options
+from .propagation import attach, detach, extract, get_current, suppress
+from .provider import Tracer
+from .span import Span, UnrecordedSpan, report_once
+
+ERROR = Status(StatusCode.ERROR)
+REDACTED = "REDACTED"
+REMEMBERED = 1024
+# Method, scheme, Host header, name and port of the server, protocol.
+Endpoint: TypeAlias = tuple[str, str, str | None, str | None, str | None, str | None]
+# Credentials that signed URLs of AWS and Google carry, which the conventions ask to redact.
+SIGNATURES = frozenset({"awsaccesskeyid", "signature", "sig", "x-goog-signature"})
+
+
+class RequestTracing:
+    """Opens and closes the server span of a request and keeps it current in between.
+
+    ``redact`` holds lower-case parameter names whose values are masked in ``url.query``.
+    """
+
+    def __init__(self, tracer: api.Tracer, *, redact: tuple[str, ...]) -> None:
+        self.tracer = tracer
+        self.redact = tuple(redact)
+        # What requests have in common, by the words it is read from. Clients choose some: what is full is emptied.
+        self._endpoints: dict[Endpoint, dict[str, Any]] = {}
+        self._names: dict[tuple[str, str], str] = {}
+        if options.in_force() is None:
+            options.use(options.RequestOptions.from_environment())
+
+    def open_request(self, scope: Scope, request: Any) -> None:
+        """Start the span and make it current; its trace id is noted on the scope."""
+        meta = request.META
+        chosen = options.in_force()
+        if chosen is not None and chosen.is_excluded(full_url(request)):
+            scope.activation = suppress()
+            return
+        get = meta.get
+        protocol = get("SERVER_PROTOCOL")
+        method = scope.method
+        key = (method, request.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol)
+        attributes = (self._endpoints.get(key) or self._endpoint(key)).copy()
+        attributes["url.path"] = scope.path
+        query = get("QUERY_STRING")
+        if query:
+            attributes["url.query"] = redacted_query(query, self.redact)
+        peer = get("REMOTE_ADDR")
+        if peer:
+            attributes["client.address"] = peer
+        agent = get("HTTP_USER_AGENT")
+        if agent:
+            attributes["user_agent.original"] = agent
+        if protocol is None:
+            asgi = getattr(request, "scope", None)
+            if asgi is not None:
+                attributes["network.protocol.version"] = asgi.get("http_version", "1.1")
+        if method not in METHODS:
+            method = "HTTP"
+        now = time_ns() - (perf_counter_ns() - scope.started)
+        tracer = self.tracer
+        if chosen is not None:
+            attributes.update(chosen.of_request(request))
+            tracer = chosen.tracer or tracer
+        if type(tracer) is Tracer:
+            span = scope.span = tracer.start_request(method, meta, attributes, now)
+            scope.activation = span.activate()
+            scope.trace_id = span.ids()[0]
+            scope.sampled = type(span) is Span and span.trace.flags & 1 == 1
+        else:
+            self._open_foreign(tracer, scope, method, meta, attributes, now)
+        if chosen is not None and chosen.request_hook is not None:
+            call(chosen.request_hook, scope.span, request)
+
+    def _endpoint(self, key: Endpoint) -> dict[str, Any]:
+        """Return the attributes that follow from these words of a request, and remember them."""
+        method, scheme, host, name, port, protocol = key
+        attributes: dict[str, Any] = {
+            "http.request.method": method if method in METHODS else OTHER_METHOD,
+            "url.scheme": scheme,
+            "server.address": host_name(host) if host else name or "",
+        }
+        if port:
+            attributes["server.port"] = int(port) if port.isdecimal() else port
+        if protocol is not None and protocol[:5] == "HTTP/":
+            attributes["network.protocol.version"] = protocol[5:]
+        if method not in METHODS:
+            attributes["http.request.method_original"] = method
+        if len(self._endpoints) >= REMEMBERED:
+            self._endpoints.clear()
+        self._endpoints[key] = attributes
+        return attributes
+
+    def _name(self, method: str, route: str) -> str:
+        if len(self._names) >= REMEMBERED:
+            self._names.clear()
+        name = self._names[method, route] = f"{method} {route}"
+        return name
+
+    def _open_foreign(
+        self,
+        tracer: api.Tracer,
+        scope: Scope,
+        name: str,
+        meta: Mapping[str, Any],
+        attributes: dict[str, Any],
+        now: int,
+    ) -> None:
+        """Start the span of another provider, which was installed before ours."""
+        context = get_current()
+        if api.get_current_span(context).get_span_context().is_valid:
+            kind = SpanKind.INTERNAL
+        else:
+            kind, context = SpanKind.SERVER, extract(meta, context)
+        span = scope.span = tracer.start_span(name, context, kind, attributes, start_time=now)
+        scope.activation = attach(api.set_span_in_context(span, context))
+        span_context = span.get_span_context()
+        scope.trace_id = f"{span_context.trace_id:032x}"
+        scope.sampled = span_context.trace_flags.sampled
+
+    def suppress(self, scope: Scope) -> None:
+        """Let nothing below an excluded request make a span."""
+        scope.activation = suppress()
+
+    def enter(self, scope: Scope) -> None:
+        """Make the span of a request current again, for the next part of its stream."""
+        span = scope.span
+        if type(span) is Span or type(span) is UnrecordedSpan:
+            scope.activation = span.activate()
+        elif span is not None:
+            scope.activation = attach(api.set_span_in_context(span))
+
+    def leave(self, scope: Scope) -> None:
+        """Make current what was so before the request."""
+        token, scope.activation = scope.activation, None
+        detach(token)
+
+    def close_request(self, scope: Scope, request: Any, response: Any) -> None:
+        """Say what became of the request, and end its span."""
+        span = scope.span
+        if span is None:
+            return
+        # Ours takes them without being asked one by one, and looks at its limits at the end.
+        own = type(span) is Span and span.end_time is None
+        attributes: dict[str, Any] = span.recorded_attributes if own else {}
+        if response is not None:
+            attributes["http.response.status_code"] = scope.status
+        route = scope.route
+        if route is not None:
+            attributes["http.route"] = route
+            method = scope.method if scope.method in METHODS else "HTTP"
+            # A hook or a view may have found a better name.
+            if getattr(span, "name", method) == method:
+                span.update_name(self._names.get((method, route)) or self._name(method, route))
+        if scope.size >= 0:
+            attributes["http.response.body.size"] = scope.size
+        if scope.user_id is not None:
+            attributes["user.id"] = scope.user_id
+        if scope.db_count:
+            attributes["django_obs.db.query_count"] = scope.db_count
+            attributes["django_obs.db.duration"] = scope.db_ns * 1e-9
+        error = scope.error
+        if error is not None or scope.status >= 500:
+            attributes["error.type"] = str(scope.status) if error is None else type_name(error)
+            span.set_status(ERROR)
+            if error is not None:
+                span.record_exception(error, escaped=True)
+        chosen = options.in_force()
+        if chosen is not None and response is not None:
+            attributes.update(chosen.of_response(response))
+        span.set_attributes({} if own else attributes)
+        if response is not None:
+            if chosen is not None and chosen.response_hook is not None:
+                call(chosen.response_hook, span, request, response)
+            propagate_back(response)
+        span.end()
+
+
+def full_url(request: Any) -> str:
+    """Return the URL of a request without its query; the host is what the client says it is."""
+    host = request.META.get("HTTP_HOST") or request.META.get("SERVER_NAME", "")
+    return f"{request.scheme}://{host}{request.path}"
+
+
+def call(hook: Callable[..., None], *arguments: Any) -> None:
+    """Call a hook of the project, which must not fail the request."""
+    try:
+        hook(*arguments)
+    except Exception:
+        report_once(f"The hook {hook!r} failed", exc_info=True)
+
+
+def propagate_back(response: Any) -> None:
+    """Let a response propagator of opentelemetry-instrumentation write its headers, if a project has set one."""
+    module = sys.modules.get("opentelemetry.instrumentation.propagators")
+    propagator = module.get_global_response_propagator() if module is not None else None
+    if propagator is not None and not response.streaming:
+        propagator.inject(response)
+
+
+def type_name(error: BaseException) -> str:
+    """Return the name of an exception's type as ``exception.type`` has it."""
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module in (None, "builtins") else f"{module}.{kind.__qualname__}"
+
+
+def host_name(host: str) -> str:
+    """Return the host of a Host header, which may be forged, without its port."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdecimal() and (":" not in name or name[-1:] == "]") else host
+
+
+def redacted_query(query: str, redact: tuple[str, ...]) -> str:
+    """Return the query string with the values of parameters masked that are credentials by their name."""
+    parts = query.split("&")
+    for at, part in enumerate(parts):
+        name, equals, value = part.partition("=")
+        if equals and value:
+            lowered = name.lower().replace("-", "_")
+            if name.lower() in SIGNATURES or any(word in lowered for word in redact):
+                parts[at] = f"{name}={REDACTED}"
+    return "&".join(parts)

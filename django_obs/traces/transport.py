@@ -1,0 +1,296 @@
+"""The official exporters' HTTP and gRPC clients, handed encoded bytes.
+
+Session, TLS, headers, compression, proxies, credential providers and the retry with its ``Retry-After`` are theirs;
+only their encoder is passed by. They import the SDK, requests or grpc, and protobuf, so all of it happens on the first
+export, in the exporter's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol
+
+from .propagation import detach, suppress
+
+Signal = Literal["traces", "logs"]
+
+# https://opentelemetry.io/docs/specs/otlp/#failures-1: these may pass; every other answer is final.
+RETRYABLE_STATUS = frozenset({429, 502, 503, 504})
+RETRYABLE_CODES = frozenset(
+    {
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+    }
+)
+# What the exporters and their libraries log while they send is said by our own warning, once.
+NOISY_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+    "opentelemetry.exporter.otlp.proto.http._common",
+    "opentelemetry.exporter.otlp.common.http",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "urllib3.connectionpool",
+    "urllib3.util.retry",
+)
+HTTP_EXPORTERS: Mapping[Signal, tuple[str, str]] = {
+    "traces": ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "OTLPSpanExporter"),
+    "logs": ("opentelemetry.exporter.otlp.proto.http._log_exporter", "OTLPLogExporter"),
+}
+GRPC_EXPORTERS: Mapping[Signal, tuple[str, str, str]] = {
+    "traces": (
+        "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
+        "OTLPSpanExporter",
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    ),
+    "logs": (
+        "opentelemetry.exporter.otlp.proto.grpc._log_exporter",
+        "OTLPLogExporter",
+        "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+    ),
+}
+
+
+class Batch(NamedTuple):
+    """An encoded export request, and how many spans or records it has."""
+
+    spans: int
+    payload: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of a batch. What may be tried again was not taken by the collector, as far as we can know."""
+
+    delivered: bool
+    again: bool = False
+    reason: str = ""
+
+
+DELIVERED = Outcome(True)
+
+
+class Transport(Protocol):
+    """A connection to the collector, used by one thread."""
+
+    def send(self, batch: Batch, timeout: float, *, retry: bool) -> Outcome:
+        """Deliver a batch within so many seconds, if ``retry`` with the exporter's retries. Never raises."""
+
+    def interrupt(self) -> None:
+        """End waits between the retries of an export that is going on. Called by other threads."""
+
+
+class _Muted(logging.Filter):
+    """Drops what is logged by a thread that is sending, and remembers the last of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: dict[int, str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        thread = record.thread
+        if thread not in self.threads:
+            return True
+        self.threads[thread] = record.getMessage()
+        return False
+
+    def install(self) -> None:
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).addFilter(self)
+
+
+_muted = _Muted()
+
+
+@contextmanager
+def _sending() -> Iterator[None]:
+    """Mute the exporters' loggers and suppress instrumentation of their requests in this thread."""
+    thread = threading.get_ident()
+    token = suppress()
+    _muted.threads[thread] = ""
+    try:
+        yield
+    finally:
+        del _muted.threads[thread]
+        detach(token)
+
+
+def _official(wanted: tuple[str, ...], stand_in: tuple[str, ...]) -> Any:
+    """Import an exporter class. The stand-in, which sends bytes just as well, serves where that fails.
+
+    The SDK's logs start a thread pool when they are imported, which Python refuses at its end. A command that is over
+    within a second sends its first records then.
+    """
+    try:
+        return getattr(import_module(wanted[0]), wanted[1])
+    except RuntimeError:
+        return getattr(import_module(stand_in[0]), stand_in[1])
+
+
+class HTTPTransport:
+    """OTLP over HTTP: the client inside the official exporter takes bytes."""
+
+    def __init__(self, signal: Signal, endpoint: str | None, headers: Mapping[str, str]) -> None:
+        exporter = _official(HTTP_EXPORTERS[signal], HTTP_EXPORTERS["traces"])(
+            endpoint=endpoint or None, headers=dict(headers) or None
+        )
+        self._client: Any = exporter._client
+        self._timeout: float = self._client._timeout
+
+    def send(self, batch: Batch, timeout: float, *, retry: bool) -> Outcome:
+        """Post the batch."""
+        client = self._client
+        client._timeout = min(self._timeout, timeout)
+        (client._shutdown_event.clear if retry else client._shutdown_event.set)()
+        with _sending():
+            result = client.export(batch.payload)
+            said = _muted.threads[threading.get_ident()]
+        status = result.status_code
+        # A redirect is not followed, so nothing was delivered, though the client takes it for a success.
+        if result.success and (status is None or status < 300):
+            return DELIVERED
+        if status is not None:
+            return Outcome(False, status in RETRYABLE_STATUS, f"{status} {result.reason}")
+        error = result.error
+        # No error at all: the export was interrupted.
+        return Outcome(False, error is None or client._transport.is_connection_error(error), str(error or said))
+
+    def interrupt(self) -> None:
+        """End waits between retries."""
+        self._client._shutdown_event.set()
+
+
+class GRPCTransport:
+    """OTLP over gRPC: the official exporter with a stub that takes bytes."""
+
+    def __init__(self, signal: Signal, endpoint: str | None, headers: Mapping[str, str]) -> None:
+        official: Any = _official(GRPC_EXPORTERS[signal], GRPC_EXPORTERS["traces"])
+        method = GRPC_EXPORTERS[signal][2]
+        errors: list[Any] = []
+        self._errors = errors
+
+        class BytesStub:
+            """Sends bytes as they are, and keeps the error that the exporter turns into a mere failure."""
+
+            def __init__(self, channel: Any) -> None:
+                self._call = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+
+            def Export(self, request: bytes, metadata: Any = None, timeout: float | None = None) -> None:
+                try:
+                    self._call(request, metadata=metadata, timeout=timeout)
+                except Exception as error:
+                    errors[:] = [error]
+                    raise
+
+        class BytesExporter(official):  # type: ignore[misc]
+            """The official exporter without its encoder."""
+
+            def _initialize_channel_and_stub(self) -> None:
+                super()._initialize_channel_and_stub()
+                self._client = BytesStub(self._channel)
+
+            def _translate_data(self, data: Batch) -> bytes:
+                return data.payload
+
+            def _count_data(self, data: Batch) -> int:
+                return data.spans
+
+        # gRPC refuses metadata with upper-case keys.
+        metadata = {key.lower(): value for key, value in headers.items()}
+        self._exporter = BytesExporter(endpoint=endpoint or None, headers=metadata or None)
+        self._timeout: float = self._exporter._timeout
+
+    def send(self, batch: Batch, timeout: float, *, retry: bool) -> Outcome:
+        """Call Export with the batch."""
+        exporter = self._exporter
+        exporter._timeout = min(self._timeout, timeout)
+        (exporter._shutdown_in_progress.clear if retry else exporter._shutdown_in_progress.set)()
+        self._errors.clear()
+        with _sending():
+            result = exporter.export(batch)
+        if result.name == "SUCCESS":
+            return DELIVERED
+        if not self._errors:
+            return Outcome(False, False, "the exporter gave no reason")
+        error = self._errors.pop()
+        code = getattr(error.code(), "name", "UNKNOWN")
+        again = code in RETRYABLE_CODES
+        if code == "RESOURCE_EXHAUSTED":
+            # Without a delay to wait for it means that the message is too large, now and for ever.
+            again = "google.rpc.retryinfo-bin" in dict(error.trailing_metadata() or ())
+        return Outcome(False, again, f"{code} {error.details()}")
+
+    def interrupt(self) -> None:
+        """End waits between retries."""
+        self._exporter._shutdown_in_progress.set()
+
+
+class _Opening:
+    """Held while modules are imported and a client is made, and by a fork.
+
+    A child that is forked in the middle of an import would find locks of modules that no thread of its own will ever
+    release.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forking = False
+
+    def before_fork(self) -> None:
+        # Not for ever: a fork matters more.
+        self.forking = self.lock.acquire(timeout=10)
+
+    def after_fork_in_parent(self) -> None:
+        if self.forking:
+            self.forking = False
+            self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self.lock, self.forking = threading.Lock(), False
+        _muted.threads.clear()
+
+
+_opening = _Opening()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_opening.before_fork,
+        after_in_parent=_opening.after_fork_in_parent,
+        after_in_child=_opening.after_fork_in_child,
+    )
+
+
+def open_transport(signal: Signal, protocol: str, endpoint: str | None, headers: Mapping[str, str]) -> Transport:
+    """Return a client for the protocol, "http/protobuf" or "grpc"; what is not given is found in ``OTEL_*``."""
+    with _opening.lock, _sending():
+        _muted.install()
+        kind = GRPCTransport if protocol == "grpc" else HTTPTransport
+        try:
+            return kind(signal, endpoint, headers)
+        except RuntimeError:
+            with _nothing_detected():
+                return kind(signal, endpoint, headers)
+
+
+@contextmanager
+def _nothing_detected() -> Iterator[None]:
+    """Keep the SDK from detecting resources, which it does in a thread pool, while it is imported.
+
+    At the exit of a process, which for a short command is the first export, no pool takes work any more. What would be
+    detected is a default that nothing here reads.
+    """
+    resources: Any = import_module("opentelemetry.sdk.resources")
+    detect = resources.get_aggregated_resources
+    resources.get_aggregated_resources = lambda detectors, initial_resource=None, timeout=5: (
+        initial_resource or resources.Resource.get_empty()
+    )
+    try:
+        yield
+    finally:
+        resources.get_aggregated_resources = detect

@@ -1,0 +1,1 @@
+"""A small shop that django_obs watches."""
