@@ -12,7 +12,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from django_obs.management.commands.obs import duration, seconds_of
+from django_obs.management.obs.durations import duration, seconds_of
 from django_obs.runtime import ControlFile, user_name
 
 
