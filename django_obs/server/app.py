@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import gzip
 import html
-import ipaddress
 import json
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from django_obs.metrics.exposition import Format, accepts_gzip, negotiate
+from django_obs.server.access import bears, refusal
+from django_obs.server.receiver import BODY_BYTES, Receiver, Reply
+from django_obs.server.recent import Recent
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -27,6 +30,9 @@ GZIP_LEVEL = 1
 GZIP_MINIMUM = 1024
 # Longer than any filter that a person writes.
 FILTER_BYTES = 8192
+OTLP_PATHS = frozenset({"/v1/traces", "/v1/logs"})
+# What is no page for people.
+HIDDEN = OTLP_PATHS | {"/", "/favicon.ico"}
 
 
 class Page(Protocol):
@@ -84,17 +90,32 @@ def answer(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response
 class AdminApplication:
     """The admin port."""
 
-    def __init__(self, page: Page, gate: Gate, control: FilterControl | None = None, *, title: str = "") -> None:
+    def __init__(
+        self,
+        page: Page,
+        gate: Gate,
+        control: FilterControl | None = None,
+        *,
+        title: str = "",
+        recent: Recent | None = None,
+    ) -> None:
         self.page = page
         self.gate = gate
         self.control = control
         self.title = title
+        # Not `or`: one that is empty is as good.
+        self.recent = Recent() if recent is None else recent
+        self.receiver = Receiver(self.recent)
+        # Who can read the runtime directory can read it, and needs no password: the processes of the project.
+        self.token = secrets.token_urlsafe(32)
         self.routes: dict[str, dict[str, Callable[[Environ], Response]]] = {
             "/": {"GET": self.landing},
             "/metrics": {"GET": self.metrics},
             "/-/healthy": {"GET": self.healthy},
             "/-/ready": {"GET": self.ready},
             "/favicon.ico": {"GET": self.favicon},
+            "/v1/traces": {"POST": self.receive_traces},
+            "/v1/logs": {"POST": self.receive_logs},
         }
         if control is not None:
             self.routes["/filter"] = {"GET": self.read_filter, "PUT": self.write_filter, "DELETE": self.clear_filter}
@@ -109,7 +130,7 @@ class AdminApplication:
         return [b""] if environ["REQUEST_METHOD"] == "HEAD" else [response.body]
 
     def _respond(self, environ: Environ) -> Response:
-        if not self.gate.knows(environ.get("HTTP_AUTHORIZATION")):
+        if not (bears(environ, self.token) or self.gate.knows(environ.get("HTTP_AUTHORIZATION"))):
             challenge = ("WWW-Authenticate", 'Basic realm="metrics", charset="UTF-8"')
             return answer(HTTPStatus.UNAUTHORIZED, "A user of the web-config file is needed.", challenge)
         route = self.routes.get(environ.get("PATH_INFO") or "/")
@@ -118,7 +139,7 @@ class AdminApplication:
         method = environ["REQUEST_METHOD"]
         view = route.get("GET" if method == "HEAD" else method)
         if view is None:
-            allowed = ", ".join(sorted({*route, "HEAD"}))
+            allowed = ", ".join(sorted({*route, *(["HEAD"] if "GET" in route else [])}))
             return answer(HTTPStatus.METHOD_NOT_ALLOWED, f"Allowed here: {allowed}.", ("Allow", allowed))
         return view(environ)
 
@@ -166,7 +187,7 @@ class AdminApplication:
     def write_filter(self, environ: Environ) -> Response:
         """Set the log filter of all processes: directives as the body, ``?seconds=600`` to let it expire."""
         assert self.control is not None
-        refusal = self._refuse_change(environ)
+        refusal = self.refuse(environ)
         if refusal is not None:
             return refusal
         try:
@@ -188,44 +209,37 @@ class AdminApplication:
     def clear_filter(self, environ: Environ) -> Response:
         """Go back to the filter of the settings."""
         assert self.control is not None
-        return self._refuse_change(environ) or _json(self.control.clear())
+        return self.refuse(environ) or _json(self.control.clear())
 
-    def _refuse_change(self, environ: Environ) -> Response | None:
-        """Return an answer to a change by a stranger, or by a browser on behalf of a stranger's page; else None."""
-        # A browser sends stored passwords and reaches loopback addresses for any page that asks it to.
-        origin = environ.get("HTTP_ORIGIN")
-        host = environ.get("HTTP_HOST", "")
-        if origin is not None and origin.lower() != f"{environ['wsgi.url_scheme']}://{host}".lower():
-            return answer(HTTPStatus.FORBIDDEN, f"Changes are not taken from pages of {origin[:100]!r}.")
-        if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
-            return answer(HTTPStatus.FORBIDDEN, "Changes are not taken from pages of another site.")
-        if self.gate.config.users or environ.get("django_obs.client_certified"):
-            return None
-        forwarded = any(name in environ for name in ("HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP"))
-        # The Host is checked because a page of a stranger may point a name of its own at 127.0.0.1.
-        if forwarded or not _is_loopback(environ.get("REMOTE_ADDR", "")) or not _is_local_name(host):
-            return answer(
-                HTTPStatus.FORBIDDEN,
-                "Changes are taken from this machine (http://localhost) or from a user of the web-config file.",
-            )
-        return None
+    def is_known(self, environ: Environ) -> bool:
+        """Tell whether the sender has proved who it is: by a password, a certificate, or our token."""
+        if environ.get("django_obs.client_certified") or bears(environ, self.token):
+            return True
+        return bool(self.gate.config.users) and self.gate.knows(environ.get("HTTP_AUTHORIZATION"))
 
+    def refuse(self, environ: Environ) -> Response | None:
+        """Return an answer to a stranger, or to a browser on behalf of a stranger's page; else None."""
+        reason = refusal(environ, known=self.is_known(environ))
+        return None if reason is None else answer(HTTPStatus.FORBIDDEN, reason)
 
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_loopback)
+    def body_limit(self, environ: Environ) -> int:
+        """Return how many bytes the body may have; asked before it is read."""
+        if environ["PATH_INFO"] in OTLP_PATHS and refusal(environ, known=self.is_known(environ)) is None:
+            return BODY_BYTES
+        return FILTER_BYTES
 
+    def receive_traces(self, environ: Environ) -> Response:
+        """Take spans of any OTLP sender."""
+        return self._receive(environ, self.receiver.traces)
 
-def _is_local_name(host: str) -> bool:
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        return False
-    return name is not None and (name == "localhost" or _is_loopback(name))
+    def receive_logs(self, environ: Environ) -> Response:
+        """Take log records of any OTLP sender."""
+        return self._receive(environ, self.receiver.logs)
+
+    def _receive(self, environ: Environ, receive: Callable[[Environ], Reply]) -> Response:
+        reason = refusal(environ, known=self.is_known(environ))
+        reply = receive(environ) if reason is None else self.receiver.refuse(environ, HTTPStatus.FORBIDDEN, reason)
+        return Response(reply.body, reply.status, reply.content_type, reply.headers)
 
 
 def _json(value: Mapping[str, object]) -> Response:
@@ -233,7 +247,7 @@ def _json(value: Mapping[str, object]) -> Response:
 
 
 def _landing(title: str, paths: list[str], processes: list[dict[str, object]]) -> str:
-    links = "".join(f'<li><a href="{path}">{path}</a></li>' for path in paths if path not in ("/", "/favicon.ico"))
+    links = "".join(f'<li><a href="{path}">{path}</a></li>' for path in paths if path not in HIDDEN)
     columns = list(processes[0]) if processes else []
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(

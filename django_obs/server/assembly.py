@@ -14,10 +14,13 @@ from django_obs.metrics.scraper import Scraper
 from django_obs.server.app import AdminApplication
 from django_obs.server.filter_control import LogFilter
 from django_obs.server.page import MetricsPage
+from django_obs.server.recent import Recent
 from django_obs.server.web_config import Gatekeeper
 
 # Below the runtime directory.
 STORE = "metrics"
+# Seconds after which a request is slow where the settings have no word on it.
+SLOW = 1.0
 
 
 def store_directory() -> Path:
@@ -40,7 +43,14 @@ def build_application(gatekeeper: Gatekeeper | None = None) -> AdminApplication:
     settings = get_settings()
     stand_aside(apps.get_app_config("django_obs"))
     control = LogFilter(runtime.control_file, settings.logs.filter) if settings.logs.enabled else None
-    return AdminApplication(build_page(settings), gatekeeper or Gatekeeper(None), control, title=settings.service_name)
+    return AdminApplication(
+        build_page(settings),
+        gatekeeper or Gatekeeper(None),
+        control,
+        title=settings.service_name,
+        # What is kept for being slow is slow to look at, too.
+        recent=Recent(slower_than=settings.traces.keep_slower_than or SLOW),
+    )
 
 
 def stand_aside(config: object) -> None:

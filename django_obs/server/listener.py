@@ -81,11 +81,17 @@ class Listener:
         *,
         tls: Tls | None = None,
         limits: Limits | None = None,
+        body_limit: Callable[[Environ], int] | None = None,
     ) -> None:
-        """Bind the socket; port 0 takes a free one. Raises OSError if it cannot be had."""
+        """Bind the socket; port 0 takes a free one. Raises OSError if it cannot be had.
+
+        ``body_limit`` is asked what the body of a request may have, once its headers are read: bytes, or less than the
+        limits have for all.
+        """
         self.application = application
         self.tls = tls
         self.limits = limits or Limits()
+        self.body_limit = body_limit
         self.socket = _bind(address, port)
         self.address, self.port = self.socket.getsockname()[:2]
         self._connections: set[Connection] = set()
@@ -311,13 +317,16 @@ class Connection:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise Refused(HTTPStatus.BAD_REQUEST, "The Content-Length is no number.")
-        if len(length) > 18 or int(length) > self.limits.body_bytes:
-            raise Refused(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is longer than {self.limits.body_bytes} bytes."
-            )
         tokens = {token.strip().lower() for token in headers.get(b"connection", b"").split(b",")}
         keep = b"close" not in tokens and (minor != b"0" or b"keep-alive" in tokens)
-        return self._environ(method, target, f"HTTP/1.{int(minor)}", headers), int(length), keep
+        environ = self._environ(method, target, f"HTTP/1.{int(minor)}", headers)
+        limit = self.limits.body_bytes
+        if len(length) > 18 or int(length) > limit:
+            if self.listener.body_limit is not None:
+                limit = max(limit, self.listener.body_limit(environ))
+            if len(length) > 18 or int(length) > limit:
+                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is longer than {limit} bytes.")
+        return environ, int(length), keep
 
     def _environ(self, method: bytes, target: bytes, protocol: str, headers: dict[bytes, bytes]) -> Environ:
         try:

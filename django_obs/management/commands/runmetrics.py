@@ -55,7 +55,7 @@ class Command(BaseCommand):
             directory = store_directory()
             if reset:
                 self.reset(directory)
-            listener = Listener(application, addr, port, tls=gatekeeper)
+            listener = Listener(application, addr, port, tls=gatekeeper, body_limit=application.body_limit)
         except OSError as error:
             raise CommandError(self.explain(error, addr, port)) from None
         # Before the word that it is up: who reads that may end it at once.
