@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from django_obs.metrics.pipeline import MetricPipeline
     from django_obs.traces.pipeline import TracePipeline
     from django_obs.traces.requests import RequestTracing
+    from django_obs.traces.signal import TraceSignal
 
 
 # Seconds after which a process that logs is taken for one that goes on.
@@ -35,16 +36,25 @@ class DjangoObsConfig(AppConfig):
     verbose_name = "Observability"
     telemetry: Telemetry
     logs: LogPipeline | None = None
-    traces: TracePipeline | None = None
+    trace_signal: TraceSignal | None = None
     metrics: MetricPipeline | None = None
     quiet = False
 
+    @property
+    def traces(self) -> TracePipeline | None:
+        """The span pipeline, built now if nobody has needed one before."""
+        return self.trace_signal.build() if self.trace_signal is not None else None
+
     def ready(self) -> None:
-        """Wire the signals that are on. Starts no thread, opens no file and no socket."""
+        """Wire the signals that are on. Starts no thread, opens no file and no socket.
+
+        Nor does it import what only a process that serves or works needs: a ``check`` or a ``migrate`` has to wait for
+        whatever is imported here, the middleware and the first job import the rest.
+        """
         register(check_settings)
         settings = get_settings()
         self.quiet = is_quiet()
-        self.traces = traces = build_traces(settings) if settings.traces.enabled else None
+        self.trace_signal = traces = await_traces(settings) if settings.traces.enabled else None
         self.logs = logs = build_logs(settings, traces) if settings.logs.enabled else None
         self.metrics = metrics = build_metrics(settings) if settings.metrics.enabled else None
         export = export_logs(settings, logs, traces) if logs is not None and settings.logs.otlp else None
@@ -53,11 +63,10 @@ class DjangoObsConfig(AppConfig):
             if pipeline is not None:
                 guard.adopt(pipeline)
         guard.arm(settings.flush_timeout)
-        tracing = trace_requests(settings, traces) if traces is not None else None
         self.telemetry = Telemetry(
             settings=settings,
             is_excluded=compile_globs(settings.excluded_paths),
-            tracing=tracing,
+            open_tracing=trace_requests(settings, traces) if traces is not None else None,
             instruments=metrics.requests if metrics is not None else None,
             access=logs.access if logs is not None else None,
         )
@@ -71,41 +80,43 @@ class DjangoObsConfig(AppConfig):
         warn_of_problems()
 
 
-def build_traces(settings: Settings) -> TracePipeline:
-    """Build the span pipeline and install its provider, unless another one is there already."""
-    from django_obs.traces.pipeline import TracePipeline
+def await_traces(settings: Settings) -> TraceSignal:
+    """Have our provider installed, unless another one is there already, once anybody has to do with spans."""
+    from django_obs.instrumentation.imports import when_imported
+    from django_obs.traces.signal import TraceSignal
 
-    pipeline = TracePipeline(settings.traces, service_name=settings.service_name)
-    pipeline.install()
-    return pipeline
-
-
-def trace_requests(settings: Settings, traces: TracePipeline) -> RequestTracing:
-    """Return what makes the server spans: with our provider, or with the one that was there before."""
-    from django_obs.traces.requests import RequestTracing
-
-    return RequestTracing(tracer_of(traces), redact=settings.logs.redact)
+    signal = TraceSignal(settings.traces, service_name=settings.service_name)
+    signal.install(when_imported)
+    return signal
 
 
-def build_logs(settings: Settings, traces: TracePipeline | None) -> LogPipeline:
+def trace_requests(settings: Settings, traces: TraceSignal) -> Callable[[], RequestTracing]:
+    """Return what tells who makes the server spans: with our provider, or with the one that was there before."""
+    from functools import cache
+
+    def open_tracing() -> RequestTracing:
+        from django_obs.traces.requests import RequestTracing
+
+        return RequestTracing(tracer_of(traces.build()), redact=settings.logs.redact)
+
+    return cache(open_tracing)
+
+
+def build_logs(settings: Settings, traces: TraceSignal | None) -> LogPipeline:
     """Take over the console handlers that ``LOGGING`` set up, and let the control file change the filter."""
     from django.conf import settings as project
 
     from django_obs.logs.pipeline import LogPipeline
 
-    ids: Callable[[], tuple[str, str] | None] = no_ids
-    if traces is not None:
-        from django_obs.traces.span import current_ids
-
-        ids = current_ids
     pipeline = LogPipeline(
         quiet_in_tests(settings.logs),
         worker=guard.worker,
         service_name=settings.service_name,
-        ids=ids,
         debug=project.DEBUG,
         filter_is_default=is_default("logs", "filter") and not is_quiet(),
     )
+    if traces is not None:
+        traces.when_built(lambda spans: pipeline.stamp_ids(spans.current_ids))
     pipeline.install()
     follow_orders(pipeline, silent=settings.metrics.enabled)
     return pipeline
@@ -121,22 +132,20 @@ def is_quiet() -> bool:
     return sys.argv[1:2] == ["test"] and is_default("logs", "filter")
 
 
-def export_logs(settings: Settings, logs: LogPipeline, traces: TracePipeline | None) -> LogExport:
+def export_logs(settings: Settings, logs: LogPipeline, traces: TraceSignal | None) -> LogExport:
     """Send what is logged to the collector as well."""
     from django_obs.log_export import LogExport
     from django_obs.traces.resource import resource_attributes
 
     def resource() -> Mapping[str, Any]:
         # Lines and spans of a process say the same of it, its instance id included.
-        return traces.provider.resource_attributes if traces else resource_attributes(settings.service_name)
+        return spans.provider.resource_attributes if spans else resource_attributes(settings.service_name)
 
+    # A process has one instance id: it must not matter whether its first line or its first span is sent first.
+    spans = traces.build() if traces is not None else None
     export = LogExport(settings, resource=resource, flush_lines=logs.force_flush)
     logs.listener.exporter = export
     return export
-
-
-def no_ids() -> None:
-    """Where nothing is traced no line has ids."""
 
 
 def follow_orders(logs: LogPipeline, *, silent: bool) -> None:
@@ -191,33 +200,37 @@ def build_metrics(settings: Settings) -> MetricPipeline:
     return pipeline
 
 
-def measure_database(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+def measure_database(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
     """See every query: for the access line always, for spans and metrics where they are on."""
     from django_obs.instrumentation.database import DatabaseInstrumentation
 
     doors: dict[str, Any] = {}
-    if traces is not None and settings.traces.database:
-        doors.update(leaf_doors(traces))
     if metrics is not None:
         doors.update(record_query=metrics.database.record_query, record_connection=metrics.database.record_connection)
-    if doors or settings.logs.enabled:
-        DatabaseInstrumentation(**doors).install()
+    traced = traces if settings.traces.database else None
+    if doors or traced is not None or settings.logs.enabled:
+        database = DatabaseInstrumentation(**doors)
+        database.install()
+        if traced is not None:
+            traced.when_built(lambda spans: database.trace(*leaf_doors(spans)))
 
 
-def measure_cache(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+def measure_cache(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
     """See every cache operation: for the access line always, for spans and metrics where they are on."""
     from django_obs.instrumentation.cache import CacheInstrumentation
 
     doors: dict[str, Any] = {}
-    if traces is not None and settings.traces.cache:
-        doors.update(leaf_doors(traces))
     if metrics is not None:
         doors.update(record_cache=metrics.cache.record_cache)
-    if doors or settings.logs.enabled:
-        CacheInstrumentation(**doors).install()
+    traced = traces if settings.traces.cache else None
+    if doors or traced is not None or settings.logs.enabled:
+        cache = CacheInstrumentation(**doors)
+        cache.install()
+        if traced is not None:
+            traced.when_built(lambda spans: cache.trace(*leaf_doors(spans)))
 
 
-def measure_work(settings: Settings, traces: TracePipeline | None, metrics: MetricPipeline | None) -> None:
+def measure_work(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
     """See management commands, and the tasks of Celery and Django where a project has any."""
     from functools import cache
 
@@ -241,7 +254,7 @@ def measure_work(settings: Settings, traces: TracePipeline | None, metrics: Metr
 
         return cache(make)
 
-    tracer = tracer_of(traces) if traces is not None else None
+    tracer = cache(lambda: tracer_of(traces.build())) if traces is not None else None
     CommandInstrumentation(tracer=tracer, instruments=instruments("CommandInstruments"), set_role=set_role).install()
     TaskInstrumentation(
         tracer=tracer,
@@ -260,31 +273,41 @@ def tracer_of(traces: TracePipeline) -> Any:
     return traces.tracer if is_ours(traces) else trace.get_tracer("django_obs", __version__)
 
 
-def trace_more(settings: Settings, traces: TracePipeline) -> None:
+def trace_more(settings: Settings, traces: TraceSignal) -> None:
     """Make the spans that are asked for: of templates, of middleware, of calls to other services."""
     from django_obs.instrumentation.outgoing import OutgoingInstrumentation
-    from django_obs.traces.span import recording_span
 
     if settings.traces.templates:
-        from django_obs.instrumentation.templates import TemplateInstrumentation
-
-        TemplateInstrumentation(tracer=tracer_of(traces), current_span=recording_span).install()
+        traces.when_built(trace_templates)
     if settings.traces.middleware:
-        from django_obs.instrumentation.middleware_spans import MiddlewareInstrumentation
-
-        MiddlewareInstrumentation(tracer=tracer_of(traces), current_span=recording_span).install()
+        # The handler loads the other middleware before ours, which would be too late to build.
+        trace_middleware(traces.build())
     OutgoingInstrumentation(settings.traces.instrument).install()
 
 
-def leaf_doors(traces: TracePipeline) -> dict[str, Any]:
-    """Return what takes leaves: the current span of ours, or spans of the provider that was there before."""
+def trace_templates(traces: TracePipeline) -> None:
+    """Make a span of each template that is rendered."""
+    from django_obs.instrumentation.templates import TemplateInstrumentation
+
+    TemplateInstrumentation(tracer=tracer_of(traces), current_span=traces.current_span).install()
+
+
+def trace_middleware(traces: TracePipeline) -> None:
+    """Make a span of each middleware."""
+    from django_obs.instrumentation.middleware_spans import MiddlewareInstrumentation
+
+    MiddlewareInstrumentation(tracer=tracer_of(traces), current_span=traces.current_span).install()
+
+
+def leaf_doors(traces: TracePipeline) -> tuple[Callable[[], Any], Callable[..., Any]]:
+    """Return who takes leaves (the current span of ours, or the provider that was there before), and their source."""
     from django_obs.traces.encoder import LeafSource
 
     if is_ours(traces):
-        return {"current_span": traces.current_span, "leaf_source": LeafSource}
+        return traces.current_span, LeafSource
     from django_obs.traces.foreign import ForeignLeaves
 
-    return {"current_span": ForeignLeaves(tracer_of(traces)), "leaf_source": LeafSource}
+    return ForeignLeaves(tracer_of(traces)), LeafSource
 
 
 def is_ours(traces: TracePipeline) -> bool:

@@ -46,7 +46,7 @@ class ObservabilityMiddleware:
         self.failed: set[str] = set()
         telemetry: Telemetry = apps.get_app_config("django_obs").telemetry  # type: ignore[attr-defined]
         self.is_excluded = telemetry.is_excluded
-        self.traces = telemetry.tracing
+        self.traces = telemetry.open_tracing() if telemetry.open_tracing is not None else None
         self.instruments = telemetry.instruments
         if self.instruments is not None:
             # Before a server forks its workers, so that each finds the metrics made.

@@ -22,7 +22,8 @@ class Telemetry:
     settings: Settings
     is_excluded: Callable[[str], object]
     """Tells whether a path shall leave no line, sample or span."""
-    tracing: RequestTracing | None = None
+    open_tracing: Callable[[], RequestTracing] | None = None
+    """Called when a server loads the middleware: the first to import the tracing, and before it forks its workers."""
     instruments: RequestInstruments | None = None
     access: AccessLog | None = None
 

@@ -86,6 +86,11 @@ class CacheInstrumentation:
             if cache is not None:
                 self.wrap(cache, alias)
 
+    def trace(self, current_span: Callable[[], Any], leaf_source: Callable[..., Any]) -> None:
+        """Make a span of each operation from now on."""
+        self.leaf_source = leaf_source
+        self.current_span = current_span
+
     def wrap(self, cache: BaseCache, alias: str) -> BaseCache:
         """Measure the operations of a cache object. Under ASGI each request has one of its own: all is on its class."""
         try:

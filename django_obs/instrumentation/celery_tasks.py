@@ -40,7 +40,6 @@ class CeleryTasks:
 
     def __init__(self, instrumentation: TaskInstrumentation) -> None:
         self.instrumentation = instrumentation
-        self.tracer = instrumentation.tracer
         # A list for each id: a task that is retried eagerly may run inside itself.
         self.running: dict[str, list[TaskRun]] = {}
         self.sending = threading.local()
@@ -71,6 +70,12 @@ class CeleryTasks:
             receivers["setup_logging"] = self.logging_asked_for
         for name, receiver in receivers.items():
             getattr(signals, name).connect(swallowed(receiver), weak=False, dispatch_uid=f"django_obs.{name}")
+
+    @cached_property
+    def tracer(self) -> Any | None:
+        """What makes the spans, if they are on; not before there is one to make."""
+        make = self.instrumentation.tracer
+        return make() if make is not None else None
 
     @cached_property
     def metrics(self) -> Any | None:
@@ -254,8 +259,9 @@ class CeleryTasks:
         self.metrics.revoked(getattr(request, "name", None) or getattr(request, "task", ""), queue)  # type: ignore[union-attr]
 
     def worker_starts(self, **kwargs: Any) -> None:
-        """Say what kind of process this is."""
+        """Say what kind of process this is, and import the tracing before the children of the pool are forked."""
         self.instrumentation.set_role("task")
+        _ = self.tracer
 
     def child_starts(self, **kwargs: Any) -> None:
         """Begin to follow orders and to watch this child of a pool before its first task."""

@@ -45,17 +45,22 @@ def is_tool(command: Any) -> bool:
     return type(command).__module__.startswith("django.") and command_name(command) not in DJANGO_ENDLESS
 
 
+def is_light(command: Any) -> bool:
+    """Tell whether a command is Django's or ours: those import the tracing when a request or a person asks for it."""
+    return type(command).__module__.startswith(("django.", "django_obs."))
+
+
 class CommandInstrumentation:
     """A wrapper around ``BaseCommand.execute()``, which both ``manage.py`` and ``call_command()`` go through.
 
-    ``tracer`` makes the spans, ``instruments`` returns what keeps the metrics; each may be None, where its signal is
-    off. ``set_role`` is told ``"command"`` when a process turns out to be one.
+    ``tracer`` returns what makes the spans, ``instruments`` what keeps the metrics; each may be None, where its signal
+    is off. ``set_role`` is told ``"command"`` when a process turns out to be one.
     """
 
     def __init__(
         self,
         *,
-        tracer: Any | None,
+        tracer: Callable[[], Any] | None,
         instruments: Callable[[], Any] | None,
         set_role: Callable[[str], None] = lambda role: None,
     ) -> None:
@@ -82,6 +87,9 @@ class CommandInstrumentation:
                 return run(command, execute, args, options)
             if is_tool(command) and current.get() is None:
                 return unseen(command, execute, args, options)
+            if self.tracer is not None and not is_light(command):
+                # A worker of somebody else's queue: its children shall find the tracing imported.
+                self.tracer()
             return execute(command, *args, **options)
 
         measured_execute._django_obs = True  # type: ignore[attr-defined]
@@ -102,7 +110,7 @@ class CommandInstrumentation:
         try:
             if self.tracer is None:
                 return execute(command, *args, **options)
-            with self.tracer.start_as_current_span(name, attributes={"django.command.name": name}) as span:
+            with self.tracer().start_as_current_span(name, attributes={"django.command.name": name}) as span:
                 if token is not None:
                     scope.span = span
                     scope.trace_id = scope.request_id = f"{span.get_span_context().trace_id:032x}"

@@ -73,6 +73,11 @@ class DatabaseInstrumentation:
         if self.record_connection is not None:
             self._count_failed_connections()
 
+    def trace(self, current_span: Callable[[], Any], leaf_source: Callable[..., Any]) -> None:
+        """Make a span of each query from now on."""
+        self.leaf_source = leaf_source
+        self.current_span = current_span
+
     def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         """Wrap a connection that was made just now."""
         self.wrap(connection)

@@ -22,7 +22,6 @@ class DjangoTasks:
 
     def __init__(self, instrumentation: TaskInstrumentation) -> None:
         self.instrumentation = instrumentation
-        self.tracer = instrumentation.tracer
         self.origins: OrderedDict[str, Origin] = OrderedDict()
         self.running: dict[str, TaskRun] = {}
 
@@ -36,6 +35,12 @@ class DjangoTasks:
             (signals.task_finished, self.ended),
         ):
             signal.connect(swallowed(receiver), weak=False, dispatch_uid=f"django_obs.{receiver.__name__}")
+
+    @cached_property
+    def tracer(self) -> Any | None:
+        """What makes the spans, if they are on; not before there is one to make."""
+        make = self.instrumentation.tracer
+        return make() if make is not None else None
 
     @cached_property
     def metrics(self) -> Any | None:

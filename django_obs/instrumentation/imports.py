@@ -13,7 +13,7 @@ from typing import Any
 
 logger = logging.getLogger("django_obs")
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 
 class PostImportFinder(importlib.abc.MetaPathFinder):

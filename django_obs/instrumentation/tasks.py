@@ -33,15 +33,15 @@ LEVELS = {"failed": logging.ERROR, "retried": logging.WARNING, "rejected": loggi
 class TaskInstrumentation:
     """Measures Celery's tasks and Django's, each once the project has imported it.
 
-    ``tracer`` makes the spans; ``celery_metrics`` and ``django_metrics`` return what keeps the metrics; ``access``
-    tells whether each run gets its line; ``owns_logging`` whether Celery shall leave the root logger alone;
+    ``tracer`` returns what makes the spans; ``celery_metrics`` and ``django_metrics`` what keeps the metrics;
+    ``access`` tells whether each run gets its line; ``owns_logging`` whether Celery shall leave the root logger alone;
     ``set_role`` is told ``"task"`` or ``"beat"``. A signal that is off is None or False.
     """
 
     def __init__(
         self,
         *,
-        tracer: Any | None,
+        tracer: Callable[[], Any] | None,
         celery_metrics: Callable[[], Any] | None = None,
         django_metrics: Callable[[], Any] | None = None,
         access: bool = True,

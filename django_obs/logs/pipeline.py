@@ -104,6 +104,10 @@ class LogPipeline:
         for error in self.filter.errors:
             logger.warning("Ignored in the filter: %s", error)
 
+    def stamp_ids(self, ids: Callable[[], tuple[str, str] | None]) -> None:
+        """Put the ids that this returns on what is logged from now on."""
+        self.stamper.ids = ids
+
     def attach(self) -> None:
         """Stand on the root logger, and wherever a console handler stands whose records do not get there."""
         with self._attaching:

@@ -164,5 +164,7 @@ class MetricPipeline:
             catalogue.rejoin()
 
     def _prepare(self) -> None:
+        # What start() takes, while a server still loads its middleware.
+        importlib.import_module("django_obs.metrics.health")
         peers.register_first()
         _ = self.store

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress as suppress_errors
 from contextvars import ContextVar, Token
+from importlib import import_module
 from typing import Any, Final
 
 from opentelemetry import context as context_api
@@ -106,6 +108,13 @@ def uses_default_propagators() -> bool:
     textmap: Any = propagate.get_global_textmap()
     names = [type(part).__name__ for part in getattr(textmap, "_propagators", ())]
     return names == ["TraceContextTextMapPropagator", "W3CBaggagePropagator"]
+
+
+def load_propagators() -> None:
+    """Read the entry points that ``OTEL_PROPAGATORS`` names, which else the first request would have to wait for."""
+    # A propagator that is not installed is reported where it is needed; the site starts all the same.
+    with suppress_errors(Exception):
+        import_module("opentelemetry.propagate")
 
 
 class _MetaGetter:

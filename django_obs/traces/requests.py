@@ -17,7 +17,7 @@ from django_obs.context import Scope
 from django_obs.semconv import METHODS, OTHER_METHOD
 
 from . import options
-from .propagation import attach, detach, extract, get_current, suppress
+from .propagation import attach, detach, extract, get_current, load_propagators, suppress
 from .provider import Tracer
 from .span import Span, UnrecordedSpan, report_once
 
@@ -44,6 +44,7 @@ class RequestTracing:
         self._names: dict[tuple[str, str], str] = {}
         if options.in_force() is None:
             options.use(options.RequestOptions.from_environment())
+        load_propagators()
 
     def open_request(self, scope: Scope, request: Any) -> None:
         """Start the span and make it current; its trace id is noted on the scope."""

@@ -42,7 +42,7 @@ def wired(monkeypatch):
     sink.registry = CollectorRegistry()
     instruments = CeleryInstruments(sink.registry)
     CeleryTasks(
-        TaskInstrumentation(tracer=sink.tracer, celery_metrics=lambda: instruments, owns_logging=False)
+        TaskInstrumentation(tracer=lambda: sink.tracer, celery_metrics=lambda: instruments, owns_logging=False)
     ).connect()
     return sink
 

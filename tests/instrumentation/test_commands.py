@@ -23,7 +23,7 @@ def wired(monkeypatch):
     instruments = CommandInstruments(registry)
     roles = []
     CommandInstrumentation(
-        tracer=provider.tracer("test"), instruments=lambda: instruments, set_role=roles.append
+        tracer=lambda: provider.tracer("test"), instruments=lambda: instruments, set_role=roles.append
     ).install()
     sink.registry, sink.roles = registry, roles
     return sink

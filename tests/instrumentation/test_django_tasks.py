@@ -39,7 +39,7 @@ def wired(monkeypatch):
     sink.tracer = provider.tracer("test")
     sink.registry = CollectorRegistry()
     instruments = DjangoTaskInstruments(sink.registry)
-    sink.tasks = DjangoTasks(TaskInstrumentation(tracer=sink.tracer, django_metrics=lambda: instruments))
+    sink.tasks = DjangoTasks(TaskInstrumentation(tracer=lambda: sink.tracer, django_metrics=lambda: instruments))
     sink.tasks.connect()
     seen.clear()
     return sink
