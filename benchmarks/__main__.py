@@ -12,16 +12,18 @@ from benchmarks import plot, report
 from benchmarks.collector import collector
 from benchmarks.cpu import cpu
 from benchmarks.database import database
+from benchmarks.delivered import delivered
 from benchmarks.instructions import instructions
 from benchmarks.latency import latency, memory
 from benchmarks.machine import machine
 from benchmarks.process import Bench
+from benchmarks.receiver import receiver
 from benchmarks.stacks import OWN, STACKS
 from benchmarks.startup import startup
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WSGI_PAGES = ("trivial", "page", "queries", "api", "failing")
-MEASURES = ("instructions", "cpu", "latency", "memory", "startup")
+MEASURES = ("delivered", "instructions", "cpu", "latency", "memory", "startup")
 
 
 def choices(allowed):
@@ -63,10 +65,10 @@ def main() -> None:
     results["machine"] = machine()
     with TemporaryDirectory(prefix="benchmark-") as name:
         directory = Path(name)
-        with collector(directory) as endpoint:
+        with collector(directory) as endpoint, receiver() as sink:
             for kind in options.databases:
                 with database(kind, directory) as url:
-                    bench = Bench(directory, url, endpoint)
+                    bench = Bench(directory, url, endpoint, sink.url)
                     measures = results["databases"].setdefault(kind, {})
                     for measure, value in measured(bench, stacks, wsgi, asgi, options, kind):
                         merge(results if measure in ("memory", "startup") else measures, measure, value)
@@ -77,7 +79,13 @@ def main() -> None:
 def measured(bench, stacks, wsgi, asgi, options, kind):
     for measure in options.measures:
         say(f"{kind}: {measure}")
-        if measure == "instructions":
+        if measure == "delivered":
+            for stack in stacks:
+                counted = delivered(bench, stack, wsgi, "wsgi")
+                if asgi and kind == "sqlite":
+                    counted |= delivered(bench, stack, asgi, "asgi")
+                yield measure, {stack.name: counted}
+        elif measure == "instructions":
             for stack in stacks:
                 say(f"  {stack.name}")
                 counted: dict[str, float] = {}

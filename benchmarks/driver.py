@@ -1,7 +1,8 @@
 """The process that is measured: serves a page some hundred times without a socket, and says what that took.
 
 It reads commands from stdin, one a line: ``PAGE COUNT`` serves a page so many times, delivers what the stack has
-queued, and answers with a line of JSON. Stdout is the log's; answers go to the descriptor that ``BENCH_ANSWERS`` names.
+queued, and answers with a line of JSON; with ``!`` before the page nothing is measured; ``?`` asks how many requests
+the metrics have. Stdout is the log's; answers go to the descriptor that ``BENCH_ANSWERS`` names.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 import time
 
-from benchmarks.stacks import flush
+from benchmarks.stacks import flush, samples
 
 ENVIRON = {
     "REQUEST_METHOD": "GET",
@@ -137,6 +138,9 @@ def main() -> None:
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         page, count = line.split()
+        if page == "?":
+            print(json.dumps({"samples": samples()}), file=answers, flush=True)
+            continue
         measured = not page.startswith("!")
         path = f"/{page.lstrip('!')}/"
         gc.collect()

@@ -24,6 +24,9 @@ class Bench:
     directory: Path
     database_url: str
     collector: str
+    """Where OTLP goes to."""
+    sink: str
+    """Where everything else goes to."""
 
 
 def environ(bench: Bench, stack: Stack, **more: str) -> dict[str, str]:
@@ -35,6 +38,7 @@ def environ(bench: Bench, stack: Stack, **more: str) -> dict[str, str]:
         "BENCH_DATABASE_URL": bench.database_url,
         "OTEL_SERVICE_NAME": "benchmark",
         "OTEL_EXPORTER_OTLP_ENDPOINT": bench.collector,
+        "BENCH_SINK_URL": bench.sink,
         # The names of the stable conventions, which ours always has.
         "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
         "DJANGO_OBS_RUNTIME_DIR": mkdtemp(prefix="runtime-", dir=bench.directory),
@@ -72,18 +76,26 @@ class Driver:
 
 
 @contextmanager
-def driver(bench: Bench, stack: Stack, *, server: str = "wsgi", wrapper: tuple[str, ...] = (), stretch: float = 0):
-    """Start a driver and end it at the end; ``wrapper`` is a command to run it under."""
+def driver(
+    bench: Bench,
+    stack: Stack,
+    *,
+    server: str = "wsgi",
+    wrapper: tuple[str, ...] = (),
+    stretch: float = 0,
+    stdout: Path = Path(os.devnull),
+):
+    """Start a driver and end it at the end; ``wrapper`` is a command to run it under, lines go to ``stdout``."""
     read, write = os.pipe()
     variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write))
     if stretch:
         variables["BENCH_STRETCH"] = str(stretch)
         variables["OTEL_BSP_SCHEDULE_DELAY"] = str(int(5000 * stretch))
-    with open(bench.directory / f"{stack.name}.stderr", "ab") as stderr:
+    with open(bench.directory / f"{stack.name}.stderr", "ab") as stderr, open(stdout, "wb") as lines:
         process = subprocess.Popen(
             [*wrapper, python(stack), "-m", "benchmarks.driver"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=lines,
             stderr=stderr,
             pass_fds=[write],
             env=variables,

@@ -43,6 +43,26 @@ def requests(measure: str, figures: dict[str, dict[str, float]]) -> str:
     return table([UNITS[measure], *(TITLES[page] for page in bare)], rows)
 
 
+def arrivals(figures: dict[str, dict[str, dict]]) -> str:
+    """Tabulate what arrived of a request for each page: ``lines / spans / samples``, and the bytes sent."""
+    pages = next(iter(figures.values()))
+    rows = [
+        [
+            title(name),
+            *(
+                "{lines:.3g} / {spans:.3g} / {samples:.3g}, {bytes:.0f} B".format(
+                    spans=by_page[page]["server spans"] + by_page[page]["client spans"], **by_page[page]
+                )
+                if page in by_page
+                else ""
+                for page in pages
+            ),
+        ]
+        for name, by_page in figures.items()
+    ]
+    return table(["lines / OTLP spans / samples, bytes sent", *(TITLES[page] for page in pages)], rows)
+
+
 def under_load(figures: dict[str, dict[str, dict]]) -> str:
     pages = next(iter(figures.values()))
     header = ["stack", *(f"{TITLES[page]}: {key}" for page in pages for key in ("p50 ms", "p99 ms", "requests/s"))]
@@ -82,6 +102,8 @@ def markdown(results: dict[str, Any]) -> str:
         ),
     ]
     for database, measures in results["databases"].items():
+        if "delivered" in measures:
+            parts += [f"## What arrives of a request, {database}\n", arrivals(measures["delivered"])]
         if "instructions" in measures:
             figures = {
                 name: {page: value / 1e6 for page, value in by_page.items()}

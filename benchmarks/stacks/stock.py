@@ -55,3 +55,12 @@ def flush() -> None:
     from opentelemetry import trace
 
     trace.get_tracer_provider().force_flush(600_000)
+
+
+def samples() -> float:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    return registry.get_sample_value("django_http_requests_before_middlewares_total") or 0.0
