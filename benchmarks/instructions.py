@@ -15,8 +15,8 @@ from benchmarks.stacks import Stack
 
 # How much slower callgrind makes a program, and so by how much timers of background threads have to be stretched.
 STRETCH = 50.0
-# The smaller of the two numbers of requests, and how many times that the greater one is. Jobs of background threads fall
-# into the one or the other by chance: the difference has to be large against the ten million instructions of such a job.
+# The smaller of the two numbers of requests, and how many times that the greater one is. Jobs of background threads
+# fall into the one or the other by chance: the difference has to be large against ten million instructions a job.
 COUNTS = {"trivial": 150, "async": 60, "failing": 60, "api": 50, "page": 30, "queries": 20}
 MORE = 7
 

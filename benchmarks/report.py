@@ -101,6 +101,9 @@ def markdown(results: dict[str, Any]) -> str:
             f"{about['processors']} x {about['processor']}, {about['system']}; {versions}.\n"
         ),
     ]
+    measured = {name for measures in results["databases"].values() for figures in measures.values() for name in figures}
+    if peers := [pin for name in sorted(measured) for pin in STACKS[name].requirements if "==" in pin]:
+        parts += [f"Peers, each in an environment of its own: {', '.join(peers)}.\n"]
     for database, measures in results["databases"].items():
         if "delivered" in measures:
             parts += [f"## What arrives of a request, {database}\n", arrivals(measures["delivered"])]

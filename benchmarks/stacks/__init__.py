@@ -47,7 +47,14 @@ STACKS = {
             "logfire",
             "logfire, traces",
             frozenset({"traces"}),
-            requirements=(DJANGO, *SERVED, "logfire[django,sqlite3,psycopg]==5.2.0"),
+            requirements=(
+                DJANGO,
+                *SERVED,
+                "logfire[django,sqlite3,psycopg]==5.2.0",
+                # Of one release: the instrumentors ask for each other's exact versions.
+                "opentelemetry-instrumentation==0.66b1",
+                "opentelemetry-sdk==1.45.1",
+            ),
         ),
         Stack("sentry", "sentry-sdk, traces", requirements=(DJANGO, *SERVED, "sentry-sdk[django]==2.75.0")),
         Stack("ddtrace", "ddtrace, traces", requirements=(DJANGO, *SERVED, "ddtrace==4.16.0")),
