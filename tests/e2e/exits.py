@@ -28,7 +28,7 @@ from pathlib import Path
 from django_obs.metrics.scraper import Scraper
 from example_project.demo.processes import Process, answers, free_port, poll
 from tests.e2e.project import PATIENCE, Project
-from tests.traces.support import Collector, collector, socket_server
+from tests.traces.support import Collector, collector, hang, socket_server
 
 REQUESTS = 20
 BIN = Path(sys.executable).parent
@@ -231,7 +231,7 @@ class Bench:
             hangs = way == "collector hangs"
             receiver: Collector | None = None
             if hangs:
-                port = stack.enter_context(socket_server(lambda connection: time.sleep(60)))
+                port = stack.enter_context(socket_server(hang))
             else:
                 receiver = stack.enter_context(collector())
                 port = receiver.port

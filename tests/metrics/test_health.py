@@ -59,11 +59,11 @@ def test_pauses_of_older_generations_are_timed_once() -> None:
 
     # Another test may have left the one of its process, and a series of one name is one in all registries.
     others = [callback for callback in gc.callbacks if isinstance(callback, GarbagePauses)]
-    before = [counted(generation) for generation in (0, 1, 2)]
     gc.disable()
     try:
         for other in others:
             other.remove()
+        before = [counted(generation) for generation in (0, 1, 2)]
         pauses.install()
         pauses.install()
         assert gc.callbacks.count(pauses) == 1

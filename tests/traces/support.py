@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -113,15 +114,11 @@ class Collector:
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.answers: list[Answer] = []  # the next ones; then every request is accepted
-        self.connections: list[socket.socket] = []
+        self.handlers: list[tuple[socket.socket, threading.Thread]] = []
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                collector.connections.append(self.request)
-                super().setup()
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -139,10 +136,25 @@ class Collector:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            def process_request(self, request: Any, client_address: Any) -> None:
+                thread = threading.Thread(
+                    target=self.process_request_thread, args=(request, client_address), daemon=True
+                )
+                collector.handlers.append((request, thread))
+                thread.start()
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                # A client that has gone, or that trusts nobody.
+                if not isinstance(sys.exception(), OSError):
+                    super().handle_error(request, client_address)
+
+        self.server = Server(("127.0.0.1", port), Handler)
         if ssl_context is not None:
-            self.server.socket = ssl_context.wrap_socket(self.server.socket, server_side=True)
+            # Hands are shaken in the handler's thread: a client that dawdles holds up nobody.
+            self.server.socket = ssl_context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self.server.server_address[1]
         self.scheme = "https" if ssl_context is not None else "http"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -165,13 +177,26 @@ class Collector:
         return [span.name for span in self.spans()]
 
     def close(self) -> None:
+        """End like a process: with the connections that were kept alive, and with the threads.
+
+        Close clients of TLS before: before 3.13, Python leaves one to the garbage collector that is reset between its
+        connect() and its handshake.
+        """
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
-        # A process that ends closes the connections that were kept alive, too.
-        for connection in self.connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        end(self.handlers)
+
+
+def end(handlers: list[tuple[socket.socket, threading.Thread]]) -> None:
+    """Cut connections and wait for the threads that close them."""
+    for connection, _ in handlers:
+        # Not SSLSocket.shutdown(): it takes the TLS object away from the reading thread.
+        with suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    for _, thread in handlers:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @contextmanager
@@ -187,6 +212,7 @@ def collector(**arguments: Any) -> Iterator[Collector]:
 def socket_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
     """A TCP server that does to each connection what it is told; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
+    handlers: list[tuple[socket.socket, threading.Thread]] = []
     stopping = threading.Event()
 
     def run() -> None:
@@ -195,7 +221,8 @@ def socket_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+            handlers.append((connection, threading.Thread(target=serve, args=(connection,), daemon=True)))
+            handlers[-1][1].start()
 
     def serve(connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -211,6 +238,13 @@ def socket_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join()
+        end(handlers)
+
+
+def hang(connection: socket.socket) -> None:
+    """Take everything and answer nothing."""
+    while connection.recv(65536):
+        pass
 
 
 def free_port() -> int:

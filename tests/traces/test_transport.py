@@ -21,8 +21,8 @@ from django_obs.traces.propagation import detach
 from django_obs.traces.transport import Batch, open_transport
 
 from .rotel import Rotel, rotel_binary, tls_in_front_of
-from .support import PIPELINE_QUERIES, collector, free_port, socket_server, wait_for
-from .test_exporter import Make, certificate, hang, make_pipeline, request, warnings
+from .support import PIPELINE_QUERIES, collector, free_port, hang, socket_server, wait_for
+from .test_exporter import Make, certificate, make_pipeline, request, warnings
 
 __all__ = ["certificate", "make_pipeline"]  # fixtures
 
@@ -167,7 +167,7 @@ def test_server_that_speaks_no_grpc_does_not_matter(make_pipeline: Make, caplog:
         request(pipeline)
         started = monotonic()
         assert not pipeline.shutdown(1.5)
-        assert monotonic() - started < 5
+        assert monotonic() - started < 9  # an answer is waited for for 10
     assert not [record for record in caplog.records if record.name != "django_obs" and record.levelno > logging.INFO]
 
 
