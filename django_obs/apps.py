@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from django_obs.traces.pipeline import TracePipeline
     from django_obs.traces.requests import RequestTracing
     from django_obs.traces.signal import TraceSignal
+    from django_obs.watch import Watch
 
 
 # Seconds after which a process that logs is taken for one that goes on.
@@ -38,6 +39,7 @@ class DjangoObsConfig(AppConfig):
     logs: LogPipeline | None = None
     trace_signal: TraceSignal | None = None
     metrics: MetricPipeline | None = None
+    watch: Watch | None = None
     quiet = False
 
     @property
@@ -58,8 +60,10 @@ class DjangoObsConfig(AppConfig):
         self.logs = logs = build_logs(settings, traces) if settings.logs.enabled else None
         self.metrics = metrics = build_metrics(settings) if settings.metrics.enabled else None
         export = export_logs(settings, logs, traces) if logs is not None and settings.logs.otlp else None
+        self.watch = watch = build_watch(settings, logs, traces) if logs is not None or traces is not None else None
+        follow_orders(logs, watch, silent=settings.metrics.enabled)
         # What is adopted first is flushed last: the logs can still say what the others have lost.
-        for pipeline in (logs, export, metrics, traces):
+        for pipeline in (logs, watch, export, metrics, traces):
             if pipeline is not None:
                 guard.adopt(pipeline)
         guard.arm(settings.flush_timeout)
@@ -118,7 +122,6 @@ def build_logs(settings: Settings, traces: TraceSignal | None) -> LogPipeline:
     if traces is not None:
         traces.when_built(lambda spans: pipeline.stamp_ids(spans.current_ids))
     pipeline.install()
-    follow_orders(pipeline, silent=settings.metrics.enabled)
     return pipeline
 
 
@@ -135,33 +138,61 @@ def is_quiet() -> bool:
 def export_logs(settings: Settings, logs: LogPipeline, traces: TraceSignal | None) -> LogExport:
     """Send what is logged to the collector as well."""
     from django_obs.log_export import LogExport
-    from django_obs.traces.resource import resource_attributes
-
-    def resource() -> Mapping[str, Any]:
-        # Lines and spans of a process say the same of it, its instance id included.
-        return spans.provider.resource_attributes if spans else resource_attributes(settings.service_name)
 
     # A process has one instance id: it must not matter whether its first line or its first span is sent first.
-    spans = traces.build() if traces is not None else None
-    export = LogExport(settings, resource=resource, flush_lines=logs.force_flush)
+    if traces is not None:
+        traces.build()
+    export = LogExport(settings, resource=resource_of(settings, traces), flush_lines=logs.force_flush)
     logs.listener.exporter = export
     return export
 
 
-def follow_orders(logs: LogPipeline, *, silent: bool) -> None:
-    """Let the control file, which an operator writes, change the log filter of every process.
+def build_watch(settings: Settings, logs: LogPipeline | None, traces: TraceSignal | None) -> Watch:
+    """Let processes send copies of spans and lines to the admin port while somebody watches."""
+    from django_obs.watch import Watch
 
-    With ``silent`` the metrics complain where the runtime directory cannot be used: once is enough.
+    watch = Watch(
+        resource=resource_of(settings, traces),
+        prepare=traces.build if traces is not None else None,
+        listener=logs.listener if logs is not None else None,
+        flush_lines=logs.force_flush if logs is not None else None,
+    )
+    if traces is not None:
+        traces.when_built(lambda spans: watch.attach(spans.provider))
+    return watch
+
+
+def resource_of(settings: Settings, traces: TraceSignal | None) -> Callable[[], Mapping[str, Any]]:
+    """Return what tells who this process is: lines and spans say the same of it, its instance id included."""
+
+    def resource() -> Mapping[str, Any]:
+        if traces is not None:
+            return traces.build().provider.resource_attributes
+        from django_obs.traces.resource import resource_attributes
+
+        return resource_attributes(settings.service_name)
+
+    return resource
+
+
+def follow_orders(logs: LogPipeline | None, watch: Watch | None, *, silent: bool) -> None:
+    """Let the control file, which an operator writes, change the log filter of every process, and have it watched.
+
+    With `silent` the metrics complain where the runtime directory cannot be used: once is enough.
     """
+    if watch is None:
+        return
     from django_obs import runtime
 
     def obey(order: runtime.FilterOrder | None) -> None:
+        if logs is None:
+            return
         if order is None:
             logs.filter.set(None)
         else:
             logs.filter.set(order.text, order.until, order.source)
 
-    orders = runtime.Orders(obey, silent=silent)
+    orders = runtime.Orders(obey, watch=watch.obey, silent=silent)
 
     def begin() -> None:
         # Not before the process has a request or a task: a command that is over in a moment leaves no directory behind.

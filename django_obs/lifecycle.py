@@ -157,6 +157,39 @@ def locked() -> threading.Lock:
     return bell
 
 
+class Opening:
+    """Held by a worker's thread while it imports modules or makes a client, and by a fork.
+
+    A child that is forked in the middle of an import would find locks of modules that no thread of its own will ever
+    release.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forking = False
+
+    def before_fork(self) -> None:
+        # Not for ever: a fork matters more.
+        self.forking = self.lock.acquire(timeout=10)
+
+    def after_fork_in_parent(self) -> None:
+        if self.forking:
+            self.forking = False
+            self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self.lock, self.forking = threading.Lock(), False
+
+
+opening = Opening()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=opening.before_fork,
+        after_in_parent=opening.after_fork_in_parent,
+        after_in_child=opening.after_fork_in_child,
+    )
+
+
 class Pipeline(Protocol):
     """What the guard asks of a signal. All timeouts are seconds."""
 

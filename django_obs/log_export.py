@@ -49,10 +49,7 @@ class LogExport:
 
     def __call__(self, entries: list[Entry]) -> None:
         """Queue what was logged. Called by the listener with each batch that it writes."""
-        groups: dict[str, list[bytes]] = {}
-        for entry in entries:
-            groups.setdefault(entry.logger, []).append(encode_entry(entry))
-        self.exporter.offer([(encode_scope(name), len(records), b"".join(records)) for name, records in groups.items()])
+        self.exporter.offer(encode_entries(entries))
 
     def after_fork(self) -> None:
         """Forget what the parent has queued."""
@@ -80,6 +77,14 @@ class LogExport:
             "dropped": exporter.dropped,
             "failed": exporter.failed,
         }
+
+
+def encode_entries(entries: list[Entry]) -> list[tuple[bytes, int, bytes]]:
+    """Encode entries as (scope, number of records, records as fields of ScopeLogs), a scope for each logger."""
+    groups: dict[str, list[bytes]] = {}
+    for entry in entries:
+        groups.setdefault(entry.logger, []).append(encode_entry(entry))
+    return [(encode_scope(name), len(records), b"".join(records)) for name, records in groups.items()]
 
 
 def encode_entry(entry: Entry) -> bytes:

@@ -7,12 +7,13 @@ import fcntl
 import logging
 import math
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .conf import Settings, get_settings
 
@@ -20,6 +21,8 @@ from .conf import Settings, get_settings
 
 SIGNPOST = "at"
 CONTROL = "control.json"
+# How a process that sends copies tells the admin port what it is.
+ROLE_HEADER = "Django-Obs-Role"
 
 
 class RuntimeDirError(OSError):
@@ -301,6 +304,48 @@ class FilterOrder(NamedTuple):
         return self.until is None or time.time() < self.until
 
 
+class WatchOrder(NamedTuple):
+    """Where every process sends a copy of its spans and lines, for a while."""
+
+    url: str
+    """Where ``/v1/traces`` and ``/v1/logs`` are to be found: scheme, host and port."""
+    token: str
+    """Proves to the other side who sends."""
+    until: float
+    """When it expires, in seconds since the epoch."""
+
+    def holds(self) -> bool:
+        """Return whether the order has not expired."""
+        return time.time() < self.until
+
+
+Order = TypeVar("Order", FilterOrder, WatchOrder)
+
+
+class _Standing(Generic[Order]):
+    """An order as it stands in the file, and until when by a clock that nobody sets back."""
+
+    def __init__(self, read: Callable[[object], Order | None]) -> None:
+        self._read: Callable[[object], Order | None] = read
+        self._found: object = None
+        self._order: Order | None = None
+        self._deadline = math.inf
+
+    def take(self, found: object) -> None:
+        if found == self._found:
+            return
+        self._found = found
+        self._order = self._read(found)
+        until = self._order.until if self._order else None
+        # Remembered, lest the order outlive its time when the clock of the machine is set back.
+        self._deadline = math.inf if until is None else time.monotonic() + until - time.time()
+
+    @property
+    def order(self) -> Order | None:
+        order = self._order
+        return order if order and order.holds() and time.monotonic() < self._deadline else None
+
+
 class ControlFile:
     """What an operator ordered at run time, as JSON that every process of the project polls.
 
@@ -316,9 +361,9 @@ class ControlFile:
         self.content: dict[str, Any] = {}
         """The last content read."""
         self._seen: tuple[int, ...] | None = None
-        self._order: FilterOrder | None = None
-        self._deadline = math.inf
-        self._reported: FilterOrder | None = None
+        self._filter = _Standing(_filter_order)
+        self._watch = _Standing(_watch_order)
+        self._reported: tuple[FilterOrder | None, WatchOrder | None] = (None, None)
 
     def poll(self) -> bool:
         """Look whether anything changed since the last call, an order's expiry included; one ``stat``, never raise."""
@@ -333,14 +378,9 @@ class ControlFile:
             before = self.content
             self.content = {} if seen is None else self._read()
             changed = self.content != before
-            if changed:
-                self._order = _filter_order(self.content.get("filter"))
-                left = math.inf
-                if self._order and self._order.until is not None:
-                    left = self._order.until - time.time()
-                # Remembered by a clock that nobody sets back, lest the order outlive its time.
-                self._deadline = time.monotonic() + left
-        holding = self.filter
+            self._filter.take(self.content.get("filter"))
+            self._watch.take(self.content.get("watch"))
+        holding = (self.filter, self.watch)
         changed = changed or holding != self._reported
         self._reported = holding
         return changed
@@ -348,8 +388,12 @@ class ControlFile:
     @property
     def filter(self) -> FilterOrder | None:
         """The filter order in force as of the last poll, by this process's clock."""
-        order = self._order
-        return order if order and order.holds() and time.monotonic() < self._deadline else None
+        return self._filter.order
+
+    @property
+    def watch(self) -> WatchOrder | None:
+        """The watch order in force as of the last poll, by this process's clock."""
+        return self._watch.order
 
     def set_filter(self, text: str | None, *, seconds: float | None = None, source: str) -> None:
         """Order `text`, for so many `seconds` or until further notice; ``None`` takes the order back.
@@ -412,6 +456,21 @@ def _filter_order(found: object) -> FilterOrder | None:
     return None
 
 
+def _watch_order(found: object) -> WatchOrder | None:
+    match found:
+        case {"url": str(url), "token": str(token), "until": int() | float() as until}:
+            # What is no address and no token could say more in a header than it should.
+            if _ADDRESS.fullmatch(url) and _TOKEN.fullmatch(token):
+                with contextlib.suppress(OverflowError):
+                    if math.isfinite(until):
+                        return WatchOrder(url, token, float(until))
+    return None
+
+
+_ADDRESS = re.compile(r"http://([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other writers out; readers need no lock since content is replaced whole."""
@@ -432,14 +491,23 @@ class Orders:
     """The orders of the control file, as one process follows them: wherever the runtime directory is, or comes to be.
 
     `obey` is called with the filter order that has come into force, or ``None`` when the settings hold again; what it
-    raises as ValueError is said and forgotten. With `silent` nothing is said of a runtime directory that cannot be
-    used, because somebody else says so.
+    raises as ValueError is said and forgotten. `watch` is called with the watch order in the same way. With `silent`
+    nothing is said of a runtime directory that cannot be used, because somebody else says so.
     """
 
-    def __init__(self, obey: Callable[[FilterOrder | None], None], *, silent: bool = False) -> None:
+    def __init__(
+        self,
+        obey: Callable[[FilterOrder | None], None] | None = None,
+        *,
+        watch: Callable[[WatchOrder | None], None] | None = None,
+        silent: bool = False,
+    ) -> None:
         self._obey = obey
+        self._watch = watch
         self._silent = silent
         self._control: ControlFile | None = None
+        self._obeyed: FilterOrder | None = None
+        self._watched: WatchOrder | None = None
         self._said = ""
 
     def poll(self) -> None:
@@ -447,12 +515,25 @@ class Orders:
         try:
             control = self._found()
             if control.poll():
-                self._obey(control.filter)
+                self._follow(control)
         except RuntimeDirError as error:
             if not self._silent:
                 self._say(f"No orders reach this process. {error}")
         except ValueError as error:
             self._say(f"Ignored the filter that was ordered: {error}")
+
+    def _follow(self, control: ControlFile) -> None:
+        # One order may change often, which is nothing to the other.
+        watch = control.watch
+        if watch != self._watched:
+            self._watched = watch
+            if self._watch is not None:
+                self._watch(watch)
+        order = control.filter
+        if order != self._obeyed:
+            self._obeyed = order
+            if self._obey is not None:
+                self._obey(order)
 
     def _found(self) -> ControlFile:
         control = self._control

@@ -19,6 +19,7 @@ from django_obs.metrics.exposition import Format, accepts_gzip, negotiate
 from django_obs.server.access import bears, refusal
 from django_obs.server.receiver import BODY_BYTES, Receiver, Reply
 from django_obs.server.recent import Recent
+from django_obs.server.watch_control import OPERATOR, WatchControl
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -98,6 +99,7 @@ class AdminApplication:
         *,
         title: str = "",
         recent: Recent | None = None,
+        watch: WatchControl | None = None,
     ) -> None:
         self.page = page
         self.gate = gate
@@ -106,6 +108,7 @@ class AdminApplication:
         # Not `or`: one that is empty is as good.
         self.recent = Recent() if recent is None else recent
         self.receiver = Receiver(self.recent)
+        self.watch = watch
         # Who can read the runtime directory can read it, and needs no password: the processes of the project.
         self.token = secrets.token_urlsafe(32)
         self.routes: dict[str, dict[str, Callable[[Environ], Response]]] = {
@@ -117,6 +120,8 @@ class AdminApplication:
             "/v1/traces": {"POST": self.receive_traces},
             "/v1/logs": {"POST": self.receive_logs},
         }
+        if watch is not None:
+            self.routes["/watch"] = {"GET": self.read_watch, "PUT": self.hold_watch, "DELETE": self.release_watch}
         if control is not None:
             self.routes["/filter"] = {"GET": self.read_filter, "PUT": self.write_filter, "DELETE": self.clear_filter}
 
@@ -128,6 +133,14 @@ class AdminApplication:
         headers += [*self.gate.config.headers, ("Content-Length", str(len(response.body)))]
         start_response(f"{response.status.value} {response.status.phrase}", headers)
         return [b""] if environ["REQUEST_METHOD"] == "HEAD" else [response.body]
+
+    def inner_door(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve those with our token alone, as on a second port of this machine where the first one demands TLS."""
+        if bears(environ, self.token):
+            return self(environ, start_response)
+        body = b"This is for the processes of the project.\n"
+        start_response("401 Unauthorized", [("Content-Type", PLAIN_TEXT), ("Content-Length", str(len(body)))])
+        return [body]
 
     def _respond(self, environ: Environ) -> Response:
         if not (bears(environ, self.token) or self.gate.knows(environ.get("HTTP_AUTHORIZATION"))):
@@ -227,6 +240,35 @@ class AdminApplication:
         if environ["PATH_INFO"] in OTLP_PATHS and refusal(environ, known=self.is_known(environ)) is None:
             return BODY_BYTES
         return FILTER_BYTES
+
+    def read_watch(self, environ: Environ) -> Response:
+        """Show whether processes send copies here, for how long still, and who asked for it."""
+        assert self.watch is not None
+        return _json(self.watch.read())
+
+    def hold_watch(self, environ: Environ) -> Response:
+        """Have all processes send copies here: ``?seconds=600``, and ``&holder=`` for somebody beside the operator."""
+        return self._change_watch(environ, "600")
+
+    def release_watch(self, environ: Environ) -> Response:
+        """Have no copies sent any more, or not for ``?holder=``."""
+        return self._change_watch(environ, None)
+
+    def _change_watch(self, environ: Environ, seconds: str | None) -> Response:
+        assert self.watch is not None
+        refused = self.refuse(environ)
+        if refused is not None:
+            return refused
+        given = parse_qs(environ.get("QUERY_STRING", ""))
+        holder = given.get("holder", [None])[-1]
+        try:
+            if seconds is None:
+                return _json(self.watch.release(holder))
+            return _json(self.watch.hold(float(given.get("seconds", [seconds])[-1]), holder or OPERATOR))
+        except ValueError as error:
+            return answer(HTTPStatus.BAD_REQUEST, f"The watch was not changed: {error}")
+        except OSError as error:
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, f"The watch was not changed: {error}")
 
     def receive_traces(self, environ: Environ) -> Response:
         """Take spans of any OTLP sender."""

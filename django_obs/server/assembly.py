@@ -15,6 +15,7 @@ from django_obs.server.app import AdminApplication
 from django_obs.server.filter_control import LogFilter
 from django_obs.server.page import MetricsPage
 from django_obs.server.recent import Recent
+from django_obs.server.watch_control import WatchControl
 from django_obs.server.web_config import Gatekeeper
 
 # Below the runtime directory.
@@ -50,6 +51,7 @@ def build_application(gatekeeper: Gatekeeper | None = None) -> AdminApplication:
         title=settings.service_name,
         # What is kept for being slow is slow to look at, too.
         recent=Recent(slower_than=settings.traces.keep_slower_than or SLOW),
+        watch=WatchControl(runtime.control_file),
     )
 
 

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any, Final
 
+from django_obs.runtime import ROLE_HEADER
 from django_obs.server.recent import Recent, parsed
 
 PROTOBUF: Final = "application/x-protobuf"
@@ -19,8 +20,8 @@ JSON: Final = "application/json"
 BODY_BYTES: Final = 4 * 1024 * 1024
 # What it may be once unzipped. Spans of one service shrink to a tenth, so that this is what fits into the above.
 UNZIPPED_BYTES: Final = 16 * 1024 * 1024
-# How one of our processes tells what it is.
-ROLE: Final = "Django-Obs-Role"
+# How one of our processes tells what it is, as WSGI has it.
+ROLE: Final = "HTTP_" + ROLE_HEADER.upper().replace("-", "_")
 HEX_IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 
 
@@ -129,7 +130,7 @@ def _media_type(environ: Mapping[str, Any]) -> str:
 
 
 def _role(environ: Mapping[str, Any]) -> str:
-    given = str(environ.get("HTTP_DJANGO_OBS_ROLE", ""))
+    given = str(environ.get(ROLE, ""))
     return given if given.isalnum() and len(given) <= 32 else ""
 
 

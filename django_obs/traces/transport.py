@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol
 
+from django_obs.lifecycle import opening
+
 from .propagation import detach, suppress
 
 Signal = Literal["traces", "logs"]
@@ -232,43 +234,13 @@ class GRPCTransport:
         self._exporter._shutdown_in_progress.set()
 
 
-class _Opening:
-    """Held while modules are imported and a client is made, and by a fork.
-
-    A child that is forked in the middle of an import would find locks of modules that no thread of its own will ever
-    release.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.forking = False
-
-    def before_fork(self) -> None:
-        # Not for ever: a fork matters more.
-        self.forking = self.lock.acquire(timeout=10)
-
-    def after_fork_in_parent(self) -> None:
-        if self.forking:
-            self.forking = False
-            self.lock.release()
-
-    def after_fork_in_child(self) -> None:
-        self.lock, self.forking = threading.Lock(), False
-        _muted.threads.clear()
-
-
-_opening = _Opening()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_opening.before_fork,
-        after_in_parent=_opening.after_fork_in_parent,
-        after_in_child=_opening.after_fork_in_child,
-    )
+    os.register_at_fork(after_in_child=_muted.threads.clear)
 
 
 def open_transport(signal: Signal, protocol: str, endpoint: str | None, headers: Mapping[str, str]) -> Transport:
     """Return a client for the protocol, "http/protobuf" or "grpc"; what is not given is found in ``OTEL_*``."""
-    with _opening.lock, _sending():
+    with opening.lock, _sending():
         _muted.install()
         kind = GRPCTransport if protocol == "grpc" else HTTPTransport
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
@@ -166,6 +166,7 @@ def test_any_other_method_is_told_the_right_one(port: Port) -> None:
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=300) | st.binary(max_size=300).map(gzip.compress) | st.binary(max_size=50).map(zlib.compress),
     st.sampled_from([PROTOBUF, JSON, "text/plain"]),
@@ -212,6 +213,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON_VALUES, st.sampled_from(["/v1/traces", "/v1/logs"]))
 def test_no_json_breaks_it(fuzzed: Port, content: Any, path: str) -> None:
     answer = fuzzed("POST", path, json.dumps(content).encode(), CONTENT_TYPE=JSON)

@@ -5,7 +5,7 @@ import tracemalloc
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_obs.server import recent as module
@@ -276,6 +276,7 @@ def test_close_ends_the_wait() -> None:
 # -- Hostile input
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_taken_or_refused(body: bytes) -> None:
     recent = Recent()
@@ -284,6 +285,7 @@ def test_any_bytes_are_taken_or_refused(body: bytes) -> None:
             add(body)
 
 
+@settings(deadline=None)
 @given(
     st.integers(-(2**31), 2**31 - 1),
     st.integers(-(2**31), 2**31 - 1),

@@ -8,11 +8,14 @@ import signal
 import threading
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from django_obs.conf import get_settings
+
+if TYPE_CHECKING:
+    from django_obs.server.doors import Doors
 
 
 class Command(BaseCommand):
@@ -41,6 +44,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, addr: str, port: int, web_config: Path | None, reset: bool, **options: Any) -> None:
         # Here and not above: `manage.py help` imports every command.
         from django_obs.server.assembly import build_application, store_directory
+        from django_obs.server.doors import Doors
         from django_obs.server.listener import Listener
         from django_obs.server.web_config import Gatekeeper, WebConfigError
 
@@ -60,14 +64,27 @@ class Command(BaseCommand):
             raise CommandError(self.explain(error, addr, port)) from None
         # Before the word that it is up: who reads that may end it at once.
         restore = self.end_on_signals(listener)
+        doors = Doors(application, listener, inner=web_config is not None)
         try:
+            self.open(doors)
             scheme = "https" if gatekeeper.context() is not None else "http"
             host = f"[{listener.address}]" if ":" in listener.address else listener.address
             self.stdout.write(f"Metrics of {directory} on {scheme}://{host}:{listener.port}/metrics")
             self.stdout.flush()
             listener.serve()
         finally:
+            doors.close()
             restore()
+
+    def open(self, doors: Doors) -> None:
+        """Let the processes of the project in."""
+        from django.conf import settings as project
+
+        try:
+            doors.open(watch=project.DEBUG)
+        except OSError as error:
+            # The metrics are served all the same.
+            self.stderr.write(f"The processes cannot be watched: {error}")
 
     def reset(self, directory: Path) -> None:
         """Remove the store. Raises OSError."""
