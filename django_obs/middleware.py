@@ -127,7 +127,11 @@ class ObservabilityMiddleware:
             if queued_since is not None:
                 scope.queue_ns = waited_ns(queued_since)
             if self.traces is not None:
-                self.traces.open_request(scope, request)
+                try:
+                    self.traces.open_request(scope, request)
+                except Exception:
+                    # The others have the request all the same, with an id.
+                    self.swallow("open_request")
             if not scope.request_id:
                 # The trace id is as unique, and one id less to carry around.
                 scope.request_id = scope.trace_id or f"{getrandbits(128):032x}"

@@ -12,7 +12,8 @@ from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest
 from django.test import AsyncClient, Client, RequestFactory
 from django.utils.functional import SimpleLazyObject
-from opentelemetry import trace
+from opentelemetry import propagate, trace
+from opentelemetry.propagators.textmap import TextMapPropagator
 
 from django_obs.context import current
 from django_obs.middleware import waited_ns
@@ -365,3 +366,38 @@ def test_client_that_goes_away_ends_span_and_line() -> None:
     assert seen.access["status"] == 499
     assert seen.server.name == "GET /async-forever/"
     assert "http.response.status_code" not in seen.server.attributes
+
+
+def test_span_lasts_as_long_as_the_access_line_says() -> None:
+    _, seen = get("/items/7/")
+
+    assert (seen.server.end - seen.server.start) / 1e6 == pytest.approx(seen.access["duration_ms"], abs=0.01)
+
+
+class RaisingPropagator(TextMapPropagator):
+    def extract(self, *arguments: Any, **keywords: Any) -> Any:
+        raise ZeroDivisionError
+
+    def inject(self, *arguments: Any, **keywords: Any) -> None:
+        raise ZeroDivisionError
+
+    @property
+    def fields(self) -> set[str]:
+        return set()
+
+
+def test_tracing_that_fails_leaves_line_and_sample_whole() -> None:
+    provider: Any = trace.get_tracer_provider()
+    usual, propagator = provider.default_propagators, propagate.get_global_textmap()
+    before = sample_value("django_http_requests_before_middlewares_total") or 0
+    try:
+        provider.default_propagators = False
+        propagate.set_global_textmap(RaisingPropagator())
+        response, seen = get("/items/7/")
+    finally:
+        provider.default_propagators = usual
+        propagate.set_global_textmap(propagator)
+
+    assert response.status_code == 200
+    assert seen.access["request_id"]
+    assert sample_value("django_http_requests_before_middlewares_total") == before + 1

@@ -144,7 +144,10 @@ class TracerProvider(api.TracerProvider):
     def on_start(self, span: Span, context: Context | None) -> None:
         """Tell the processors of a span that has started."""
         for processor in self.processors:
-            processor.on_start(span, parent_context=context)
+            try:
+                processor.on_start(span, parent_context=context)
+            except Exception:
+                report_failure("span processor", processor)
 
     def on_end(self, span: Span) -> None:
         """Tell the processors of a span that has ended."""
@@ -153,10 +156,16 @@ class TracerProvider(api.TracerProvider):
         for processor in self.processors:
             ending = getattr(processor, "_on_ending", None)
             if ending is not None:
-                ending(span)
+                try:
+                    ending(span)
+                except Exception:
+                    report_failure("span processor", processor)
         snapshot = readable(span)
         for processor in self.processors:
-            processor.on_end(snapshot)
+            try:
+                processor.on_end(snapshot)
+            except Exception:
+                report_failure("span processor", processor)
 
     @property
     def resource(self) -> Any:
@@ -174,13 +183,20 @@ class TracerProvider(api.TracerProvider):
         complete = flush is None or bool(flush(timeout_millis / 1000))
         for processor in self.processors:
             left = max(0, round((deadline - monotonic()) * 1000))
-            complete = processor.force_flush(left) is not False and complete
+            try:
+                complete = processor.force_flush(left) is not False and complete
+            except Exception:
+                report_failure("span processor", processor)
+                complete = False
         return complete
 
     def shutdown(self) -> None:
         """Shut the processors down; the exporter belongs to the pipeline."""
         for processor in self.processors:
-            processor.shutdown()
+            try:
+                processor.shutdown()
+            except Exception:
+                report_failure("span processor", processor)
 
     def after_fork(self) -> None:
         """Become the provider of this process: other ids, another instance id, nothing counted yet."""
@@ -189,6 +205,11 @@ class TracerProvider(api.TracerProvider):
         self._sdk_resource = None
         if self._own_resource:
             self.resource_attributes = resource_attributes(self.service_name)
+
+
+def report_failure(what: str, culprit: object) -> None:
+    """Report that what a project has plugged in failed; the span, and what it is about, go on."""
+    report_once(f"The {what} {type(culprit).__qualname__} failed", exc_info=True)
 
 
 class Tracer(api.Tracer):
@@ -271,7 +292,12 @@ class Tracer(api.Tracer):
         else:
             trace_id, parent_id, _, parent_flags, state, _ = origin
             flags = parent_flags & RANDOM
-        if provider.sampler.sampled(origin, trace_id, name, attributes):
+        try:
+            sampled = provider.sampler.sampled(origin, trace_id, name, attributes)
+        except Exception:
+            report_failure("sampler", provider.sampler)
+            sampled = True
+        if sampled:
             flags |= 1
         elif not provider.keep and not provider.processors:
             return UnrecordedSpan(SpanContext(trace_id, span_id, False, FLAGS[flags], state), provider, base)

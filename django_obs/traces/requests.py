@@ -190,7 +190,8 @@ class RequestTracing:
             if chosen is not None and chosen.response_hook is not None:
                 call(chosen.response_hook, span, request, response)
             propagate_back(response)
-        span.end()
+        # As long as the access line says, whatever has become of the clock meanwhile.
+        span.end(span.start_time + scope.ended - scope.started if own else None)
 
 
 def full_url(request: Any) -> str:

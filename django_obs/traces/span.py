@@ -293,7 +293,14 @@ class Span(api.Span):
         if self.end_time is not None:
             report_once("end() called on an ended span")
             return
-        self.end_time = time_ns() if end_time is None else end_time
+        if end_time is None:
+            end_time = time_ns()
+            try:
+                if end_time < self.start_time:
+                    end_time = self.start_time  # somebody has set the clock back
+            except TypeError:
+                pass  # somebody has given a time that is none
+        self.end_time = end_time
         trace = self.trace
         if trace.provider.processors:
             trace.provider.on_end(self)

@@ -204,3 +204,31 @@ def test_pipeline_steps_back_where_another_provider_is_installed() -> None:
 
 def test_provider_that_the_environment_names_goes_first() -> None:
     run(SETUP + "assert not pipeline.install()\n", OTEL_PYTHON_TRACER_PROVIDER="sdk_tracer_provider")
+
+
+class Raising:
+    """A sampler and a span processor that fail at everything."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*arguments: Any, **keywords: Any) -> Any:
+            raise ZeroDivisionError(name)
+
+        return fail
+
+
+def test_sampler_and_processors_that_raise_cost_no_span() -> None:
+    provider, sink = make_provider()
+    recorder = Recorder()
+    provider.sampler = Raising()
+    provider.add_span_processor(Raising())
+    provider.add_span_processor(recorder)
+    tracer = provider.tracer("shop")
+    root = tracer.start_request("root", {}, {})
+    tracer.start_span("child", api.set_span_in_context(root)).end()
+    root.end()
+
+    assert sink.names() == ["child", "root"]
+    assert recorder.started == ["root", "child"]
+    assert [span.name for span in recorder.ended] == ["child", "root"]
+    assert not provider.force_flush()
+    provider.shutdown()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -499,3 +500,11 @@ def test_time_that_is_none_does_not_fail_the_request() -> None:
     provider.tracer("t").start_request("root", {}, {}).end("now")  # type: ignore[arg-type]
     assert sink.groups == []
     assert provider.sampled_out == 1
+
+
+def test_span_does_not_end_before_its_start_when_the_clock_is_set_back() -> None:
+    provider, sink = make_provider()
+    later = time.time_ns() + 3600 * 10**9
+    provider.tracer("shop").start_span("root", start_time=later).end()
+    (span,) = sink.spans()
+    assert span.start_time_unix_nano == span.end_time_unix_nano == later
