@@ -12,6 +12,7 @@ import pytest
 import django_obs
 from django_obs import checks, conf
 from django_obs.metrics.catalogue import DECLARATIONS, Declaration
+from tests.dashboards.mixin import FACTS, TARGET
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -88,6 +89,14 @@ def test_metric_is_documented_with_kind_and_labels(declaration: Declaration) -> 
     labels = ", ".join(f"`{label}`" for label in declaration.labels)
 
     assert f"| `{declaration.name}` | {declaration.kind} | {labels} |\n" in (DOCS / "metrics.md").read_text()
+
+
+def test_what_published_dashboards_need_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", (DOCS / "dashboards.md").read_text(), flags=re.MULTILINE)
+
+    assert {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows} == {
+        name: labels - TARGET for name, labels in FACTS.items()
+    }
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -33,5 +33,11 @@ def test_wheel_holds_every_room_of_the_tree() -> None:
         assert importlib.util.find_spec(f"django_obs.{name}") is not None, name
 
 
+def test_wheel_holds_what_dashboards_are_written_from() -> None:
+    from django_obs.dashboards.files import RULES, contents
+
+    assert "alert:" in contents("0")[RULES]
+
+
 def test_wheel_has_the_version_of_the_package() -> None:
     assert distribution("django-obs").version == django_obs.__version__

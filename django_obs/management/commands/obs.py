@@ -7,11 +7,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from django_obs.management.obs import dashboards, status
 from django_obs.management.obs import filter as filter_
-from django_obs.management.obs import status
 from django_obs.runtime import RuntimeDirError
 
 SUBCOMMANDS = {
+    "dashboards": dashboards,
     "filter": filter_,
     "status": status,
 }
