@@ -24,6 +24,15 @@ def test_wheel_holds_the_package_and_nothing_beside_it() -> None:
     assert not [file for file in files if file.name.startswith(("test_", "conftest"))]
 
 
+def test_wheel_holds_the_pages_of_the_console() -> None:
+    from django_obs.server.console import assets
+
+    console = Path(assets.__file__).parent
+    assert {path.name for path in (console / "templates").iterdir()} >= {"base.html", "overview.html", "trace.html"}
+    assert set(assets.assets()) >= {"console.css", "console.js", "vendor/uplot/uPlot.iife.min.js"}
+    assert (console / "static" / "vendor" / "uplot" / "LICENSE").is_file()
+
+
 def test_wheel_says_that_it_is_typed() -> None:
     assert (Path(django_obs.__file__).parent / "py.typed").is_file()
 

@@ -124,6 +124,10 @@ class Page(NamedTuple):
         """Count the label sets that max_series has sent to an overflow series."""
         return sum(lane.dropped for lane in self.lanes)
 
+    def family(self, name: str) -> Family | None:
+        """Give the family of this name, in which a counter has no ``_total``."""
+        return next((family for family in self.families if family.name == name), None)
+
     def rows(self, family: Family, escaping: str = UNDERSCORES) -> list[Row]:
         """Give the rows of a family that were there at this reading; a later one may have added to it."""
         rows = family.rows(escaping)

@@ -21,7 +21,7 @@ def refusal(environ: Mapping[str, Any], *, known: bool) -> str | None:
     host = environ.get("HTTP_HOST", "")
     if origin is not None and origin.lower() != f"{environ['wsgi.url_scheme']}://{host}".lower():
         return f"This is not for pages of {origin[:100]!r}."
-    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
+    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin") and not _follows_link(environ):
         return "This is not for pages of another site."
     if known:
         return None
@@ -33,6 +33,15 @@ def refusal(environ: Mapping[str, Any], *, known: bool) -> str | None:
     ):
         return "This is for this machine (http://localhost) and for users of the web-config file."
     return None
+
+
+def _follows_link(environ: Mapping[str, Any]) -> bool:
+    """Tell whether a person has followed a link: the browser then shows the page to them and not to who linked it."""
+    return (
+        environ.get("REQUEST_METHOD") == "GET"
+        and environ.get("HTTP_SEC_FETCH_MODE") == "navigate"
+        and environ.get("HTTP_SEC_FETCH_DEST") == "document"
+    )
 
 
 def bears(environ: Mapping[str, Any], token: str) -> bool:

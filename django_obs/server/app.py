@@ -6,11 +6,9 @@ Read by machines, and by whoever opens a port to see what it is: every answer is
 from __future__ import annotations
 
 import gzip
-import html
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -19,12 +17,11 @@ from django_obs.metrics.exposition import Format, accepts_gzip, negotiate
 from django_obs.server.access import bears, refusal
 from django_obs.server.receiver import BODY_BYTES, Receiver, Reply
 from django_obs.server.recent import Recent
+from django_obs.server.response import PLAIN_TEXT, Environ, Response, Route, answer
 from django_obs.server.watch_control import OPERATOR, WatchControl
 
-Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
-PLAIN_TEXT = "text/plain; charset=utf-8"
 # A page of metrics shrinks to a twentieth at level 1 in 0.9 ms; level 9 takes six times as long to gain a third.
 GZIP_LEVEL = 1
 # Below, the headers weigh more than the gain.
@@ -32,8 +29,6 @@ GZIP_MINIMUM = 1024
 # Longer than any filter that a person writes.
 FILTER_BYTES = 8192
 OTLP_PATHS = frozenset({"/v1/traces", "/v1/logs"})
-# What is no page for people.
-HIDDEN = OTLP_PATHS | {"/", "/favicon.ico"}
 
 
 class Page(Protocol):
@@ -44,9 +39,6 @@ class Page(Protocol):
 
     def ready(self) -> str | None:
         """Return None, or why there can be no page."""
-
-    def processes(self) -> Iterable[Mapping[str, object]]:
-        """Return what is known of each live process."""
 
 
 class FilterControl(Protocol):
@@ -73,19 +65,11 @@ class Gate(Protocol):
         """The web-config: ``users``, ``headers``."""
 
 
-@dataclass
-class Response:
-    """A status, a body and its headers."""
+class Console(Protocol):
+    """The pages for people."""
 
-    body: bytes
-    status: HTTPStatus = HTTPStatus.OK
-    content_type: str = PLAIN_TEXT
-    headers: list[tuple[str, str]] = field(default_factory=list)
-
-
-def answer(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
-    """Say something in one line."""
-    return Response(f"{text}\n".encode(), status, headers=list(headers))
+    def route(self, path: str) -> Route | None:
+        """Return the methods that a path knows, None if it is none of the console's."""
 
 
 class AdminApplication:
@@ -97,14 +81,14 @@ class AdminApplication:
         gate: Gate,
         control: FilterControl | None = None,
         *,
-        title: str = "",
         recent: Recent | None = None,
         watch: WatchControl | None = None,
+        console: Console | None = None,
     ) -> None:
         self.page = page
         self.gate = gate
         self.control = control
-        self.title = title
+        self.console = console
         # Not `or`: one that is empty is as good.
         self.recent = Recent() if recent is None else recent
         self.receiver = Receiver(self.recent)
@@ -112,7 +96,6 @@ class AdminApplication:
         # Who can read the runtime directory can read it, and needs no password: the processes of the project.
         self.token = secrets.token_urlsafe(32)
         self.routes: dict[str, dict[str, Callable[[Environ], Response]]] = {
-            "/": {"GET": self.landing},
             "/metrics": {"GET": self.metrics},
             "/-/healthy": {"GET": self.healthy},
             "/-/ready": {"GET": self.ready},
@@ -146,7 +129,12 @@ class AdminApplication:
         if not (bears(environ, self.token) or self.gate.knows(environ.get("HTTP_AUTHORIZATION"))):
             challenge = ("WWW-Authenticate", 'Basic realm="metrics", charset="UTF-8"')
             return answer(HTTPStatus.UNAUTHORIZED, "A user of the web-config file is needed.", challenge)
-        route = self.routes.get(environ.get("PATH_INFO") or "/")
+        path = environ.get("PATH_INFO") or "/"
+        route: Route | None = self.routes.get(path)
+        if route is None and self.console is not None and (route := self.console.route(path)) is not None:
+            refused = self.refuse(environ)
+            if refused is not None:
+                return refused
         if route is None:
             return answer(HTTPStatus.NOT_FOUND, f"There is nothing here; there is {', '.join(sorted(self.routes))}.")
         method = environ["REQUEST_METHOD"]
@@ -185,17 +173,10 @@ class AdminApplication:
         """Answer browsers, which ask without being told to."""
         return Response(b"", HTTPStatus.NO_CONTENT)
 
-    def landing(self, environ: Environ) -> Response:
-        """Show people what the port offers and which processes feed it."""
-        rows = [dict(process) for process in self.page.processes()]
-        body = _landing(self.title, sorted(self.routes), rows).encode()
-        policy = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-        return Response(body, content_type="text/html; charset=utf-8", headers=[policy])
-
     def read_filter(self, environ: Environ) -> Response:
         """Show the log filter that holds in all processes."""
         assert self.control is not None
-        return _json(self.control.read())
+        return self.refuse(environ) or _json(self.control.read())
 
     def write_filter(self, environ: Environ) -> Response:
         """Set the log filter of all processes: directives as the body, ``?seconds=600`` to let it expire."""
@@ -286,22 +267,3 @@ class AdminApplication:
 
 def _json(value: Mapping[str, object]) -> Response:
     return Response(json.dumps(value, default=str).encode() + b"\n", content_type="application/json")
-
-
-def _landing(title: str, paths: list[str], processes: list[dict[str, object]]) -> str:
-    links = "".join(f'<li><a href="{path}">{path}</a></li>' for path in paths if path not in HIDDEN)
-    columns = list(processes[0]) if processes else []
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row.get(column, '')))}</td>" for column in columns) + "</tr>"
-        for row in processes
-    )
-    table = f"<table><tr>{head}</tr>{body}</table>" if processes else "<p>No process has recorded anything yet.</p>"
-    name = html.escape(title or "django_obs")
-    style = "body{font:15px/1.5 system-ui,sans-serif;margin:3em auto;max-width:50em;padding:0 1em}"
-    style += "td,th{padding:.1em 1em .1em 0;text-align:left}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{style}</style></head>'
-        f"<body><h1>{name}</h1><p>Metrics of all processes, served by <code>manage.py runmetrics</code>.</p>"
-        f"<ul>{links}</ul><h2>Processes</h2>{table}</body></html>\n"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings as project
@@ -12,6 +13,9 @@ from django_obs.metrics.collectors import Collectors
 from django_obs.metrics.migrations import MigrationCollector
 from django_obs.metrics.scraper import Scraper
 from django_obs.server.app import AdminApplication
+from django_obs.server.console.history import History
+from django_obs.server.console.processes import ProcessTable
+from django_obs.server.console.site import Console
 from django_obs.server.filter_control import LogFilter
 from django_obs.server.page import MetricsPage
 from django_obs.server.recent import Recent
@@ -44,15 +48,29 @@ def build_application(gatekeeper: Gatekeeper | None = None) -> AdminApplication:
     settings = get_settings()
     stand_aside(apps.get_app_config("django_obs"))
     control = LogFilter(runtime.control_file, settings.logs.filter) if settings.logs.enabled else None
+    page = build_page(settings)
+    # What is kept for being slow is slow to look at, too.
+    recent = Recent(slower_than=settings.traces.keep_slower_than or SLOW)
+    watch = WatchControl(runtime.control_file)
     return AdminApplication(
-        build_page(settings),
+        page,
         gatekeeper or Gatekeeper(None),
         control,
-        title=settings.service_name,
-        # What is kept for being slow is slow to look at, too.
-        recent=Recent(slower_than=settings.traces.keep_slower_than or SLOW),
-        watch=WatchControl(runtime.control_file),
+        recent=recent,
+        watch=watch,
+        console=build_console(page, recent, control, watch, service=settings.service_name),
     )
+
+
+def build_console(
+    page: MetricsPage, recent: Recent, control: LogFilter | None, watch: WatchControl | None, *, service: str
+) -> Console:
+    """Make the console; its curves begin here."""
+    history = History(page.scraper.read)
+    page.readers.append(history.take)
+    with suppress(OSError):
+        history.look()
+    return Console(history, ProcessTable(page.reader), recent, control=control, watch=watch, service=service)
 
 
 def stand_aside(config: object) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,8 @@ class MetricsPage:
         self.scraper = scraper
         self.collectors = collectors
         self.reader = reader or process.ProcessReader()
+        # Told of each reading of the store.
+        self.readers: list[Callable[[Page], object]] = []
         self.scrapes = 0
         self._lock = threading.Lock()
         self._reading: Reading | None = None
@@ -40,21 +41,6 @@ class MetricsPage:
         except OSError as error:
             return str(error)
         return None
-
-    def processes(self) -> Iterator[Mapping[str, object]]:
-        """Yield what is known of each live process, for people."""
-        for lane in self.scraper.lanes():
-            usage = self.reader.read(lane.holder) if lane.holder > 0 else None
-            if lane.alive:
-                since = datetime.fromtimestamp(usage.started if usage else lane.started, UTC)
-                yield {
-                    "lane": lane.number,
-                    "pid": lane.pid,
-                    "role": lane.role or "?",
-                    "since": since.strftime("%Y-%m-%d %H:%M:%S UTC"),
-                    "CPU": f"{usage.cpu:.1f} s" if usage else "",
-                    "memory": f"{usage.resident / 2**20:.0f} MiB" if usage else "",
-                }
 
     def _read(self) -> Reading:
         asked = perf_counter()
@@ -85,6 +71,8 @@ class Reading:
         self._lock = threading.Lock()
         self._texts: dict[tuple[Format, frozenset[str] | None], bytes] = {}
         self._exemplars: dict[int, Any] | None = None
+        for reader in page.readers:
+            reader(self.store)
 
     def render(self, dialect: Format, names: frozenset[str] | None) -> bytes:
         """Write the page; at most once per format."""

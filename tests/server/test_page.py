@@ -185,7 +185,7 @@ def test_live_processes_are_shown_by_role_and_lane(start: Callable[..., Worker],
         assert samples.value("process_resident_memory_bytes", role="web", lane=lane) > 2**20  # type: ignore[operator]
         assert abs(samples.value("process_start_time_seconds", role="web", lane=lane) - time.time()) < 60  # type: ignore[operator]
         assert samples.value("process_open_fds", role="web", lane=lane) > 2  # type: ignore[operator]
-    assert {process["pid"] for process in page.processes()} == {first.process.pid, second.process.pid}
+    assert {lane.pid for lane in page.scraper.lanes()} == {first.process.pid, second.process.pid}
     second.kill()
     samples = Samples(page)
     assert samples.value("django_obs_lanes", state="live") == 1
