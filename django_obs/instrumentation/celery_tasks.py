@@ -223,8 +223,8 @@ class CeleryTasks:
         if run.span is not None:
             run.span.set_attribute("celery.state", state)
             if scope.db_count:
-                run.span.set_attribute("django_obs.db.query.count", scope.db_count)
-                run.span.set_attribute("django_obs.db.query.duration", scope.db_ns / 1e9)
+                run.span.set_attribute("django_obs.db.query_count", scope.db_count)
+                run.span.set_attribute("django_obs.db.duration", scope.db_ns / 1e9)
         if (metrics := self.metrics) is not None:
             with swallowing("CeleryInstruments.finished"):
                 exception = type(error).__name__ if error is not None else ""

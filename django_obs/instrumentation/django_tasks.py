@@ -101,8 +101,8 @@ class DjangoTasks:
                 # Backends send the signal while they handle what the task raised.
                 run.fail(error)
             if run.span is not None and run.scope.db_count:
-                run.span.set_attribute("django_obs.db.query.count", run.scope.db_count)
-                run.span.set_attribute("django_obs.db.query.duration", run.scope.db_ns / 1e9)
+                run.span.set_attribute("django_obs.db.query_count", run.scope.db_count)
+                run.span.set_attribute("django_obs.db.duration", run.scope.db_ns / 1e9)
             if (metrics := self.metrics) is not None:
                 metrics.finished(task.module_path, task.queue_name, task_result.backend, status, run.seconds)
             if self.instrumentation.access:
