@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measures", type=choices(MEASURES), default=list(MEASURES), help="or all")
     parser.add_argument("--databases", type=choices(("sqlite", "postgresql")), default=["sqlite", "postgresql"])
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the measures that vary")
+    parser.add_argument("--layouts", type=int, default=5, help="memory layouts to count instructions in")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory; what was measured there before stays")
     return parser.parse_args()
 
@@ -88,12 +89,12 @@ def measured(bench, stacks, wsgi, asgi, options, kind):
         elif measure == "instructions":
             for stack in stacks:
                 say(f"  {stack.name}")
-                counted: dict[str, float] = {}
+                counted: dict[str, dict[str, float]] = {}
                 if wsgi:
-                    counted, delivery = instructions(bench, stack, wsgi, "wsgi")
+                    counted, delivery = instructions(bench, stack, wsgi, "wsgi", options.layouts)
                     yield "delivery", {stack.name: {wsgi[0]: delivery}}
                 if asgi and kind == "sqlite":
-                    counted |= instructions(bench, stack, asgi, "asgi")[0]
+                    counted |= instructions(bench, stack, asgi, "asgi", options.layouts)[0]
                 yield measure, {stack.name: counted}
         elif measure == "cpu":
             if wsgi:
@@ -120,7 +121,7 @@ def write(output: Path, results: dict) -> None:
         for measure in ("instructions", "cpu"):
             if len(measures.get(measure, {})) > 1:
                 figures = {
-                    name: {page: value["median"] if measure == "cpu" else value for page, value in by_page.items()}
+                    name: {page: value["median"] for page, value in by_page.items()}
                     for name, by_page in measures[measure].items()
                 }
                 heading = f"Added to a request, {report.UNITS[measure]}, {kind}"

@@ -125,7 +125,17 @@ def stretch(factor: float) -> None:
     instruments.EXEMPLAR_INTERVAL = int(instruments.EXEMPLAR_INTERVAL * factor)
 
 
+def lay_out(number: int) -> list[object]:
+    """Make types and strings, so that those of all modules get other versions and addresses. Keep what is returned."""
+    made: list[object] = []
+    for each in range(number * 61):
+        kind = type(f"Layout{each}", (), {})
+        made += [kind, kind.__doc__, f"layout_{each}" * 3]  # looking up an attribute gives the type its version
+    return made
+
+
 def main() -> None:
+    layout = lay_out(int(os.environ["BENCH_LAYOUT"]))  # noqa: F841
     answers = os.fdopen(int(os.environ["BENCH_ANSWERS"]), "w")
     if factor := float(os.environ.get("BENCH_STRETCH", "0")):
         from benchmarks.valgrind import Callgrind

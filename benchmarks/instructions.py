@@ -2,27 +2,51 @@
 
 Each page is served two numbers of times, and what each request more takes is what a request takes. So what a delivery
 costs whatever is in it (a POST, a flush) is no part of a request: it comes once in some seconds and is told apart.
+
+The count repeats for the same process, but not for one that differs in anything: CPython caches looked-up attributes in
+a table of 4096 places, chosen by the versions of types and the addresses of names, and which of the hot ones are in
+each other's way is chance. So each stack is counted in several layouts, by types and strings made before anything else.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
+from benchmarks.cpu import spread
 from benchmarks.process import Bench, driver
 from benchmarks.stacks import Stack
 
-# How much slower callgrind makes a program, and so by how much timers of background threads have to be stretched.
-STRETCH = 50.0
-# The smaller of the two numbers of requests, and how many times that the greater one is. Jobs of background threads
-# fall into the one or the other by chance: the difference has to be large against ten million instructions a job.
-COUNTS = {"trivial": 150, "async": 60, "failing": 60, "api": 50, "page": 30, "queries": 20}
-MORE = 7
+# Timers of background threads are put off until after the count: their jobs take millions of instructions, and would
+# fall into the one window or the other by chance. A delivery at the end of each window does their work.
+STRETCH = 10_000.0
+# The smaller of the two numbers of requests; the greater one is five times that.
+COUNTS = {"trivial": 60, "async": 30, "failing": 20, "api": 20, "page": 10, "queries": 8}
+MORE = 5
 
 
-def instructions(bench: Bench, stack: Stack, pages: list[str], server: str) -> tuple[dict[str, float], float]:
-    """Count the instructions that a request for each of the pages takes, and those of a delivery."""
+def instructions(
+    bench: Bench, stack: Stack, pages: list[str], server: str, layouts: int
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Count the instructions that a request for each of the pages takes, and those of a delivery.
+
+    Returns ``{page: {"median", "low", "high"}}``, low and high the quartiles of the layouts, and the delivery.
+    """
+    samples: dict[str, list[float]] = {page: [] for page in pages}
+    rest: list[float] = []
+    for layout in range(layouts):
+        totals = iter(count(bench, stack, pages, server, layout))
+        for page, few, many in zip(pages, totals, totals, strict=True):
+            each = (many - few) / (COUNTS[page] * (MORE - 1))
+            samples[page].append(each)
+            rest.append(few - each * COUNTS[page])
+    return {page: spread(values) for page, values in samples.items()}, median(rest)
+
+
+def count(bench: Bench, stack: Stack, pages: list[str], server: str, layout: int) -> list[int]:
+    """Run the driver in a layout and return the instructions of each window: few and many requests of each page."""
     with TemporaryDirectory(dir=bench.directory) as directory:
         out = Path(directory) / "callgrind"
         wrapper = (
@@ -32,17 +56,11 @@ def instructions(bench: Bench, stack: Stack, pages: list[str], server: str) -> t
             "--instr-atstart=no",
             f"--callgrind-out-file={out}",
         )
-        with driver(bench, stack, server=server, wrapper=wrapper, stretch=STRETCH) as process:
+        with driver(bench, stack, server=server, wrapper=wrapper, stretch=STRETCH, layout=layout) as process:
             for page in pages:
                 process.warm(page, 30)
             for page in pages:
                 process.serve(page, COUNTS[page])
                 process.serve(page, COUNTS[page] * MORE)
         counted = sorted(Path(directory).glob("callgrind.*"), key=lambda path: int(path.suffix[1:]))
-        totals = [int(re.search(r"^(?:summary|totals): (\d+)", path.read_text(), re.MULTILINE)[1]) for path in counted]
-    each: dict[str, float] = {}
-    rest: list[float] = []
-    for page, few, many in zip(pages, totals[::2], totals[1::2], strict=True):
-        each[page] = (many - few) / (COUNTS[page] * (MORE - 1))
-        rest.append(few - each[page] * COUNTS[page])
-    return each, rest[0]
+        return [int(re.search(r"^(?:summary|totals): (\d+)", path.read_text(), re.MULTILINE)[1]) for path in counted]

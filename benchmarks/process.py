@@ -83,11 +83,12 @@ def driver(
     server: str = "wsgi",
     wrapper: tuple[str, ...] = (),
     stretch: float = 0,
+    layout: int = 0,
     stdout: Path = Path(os.devnull),
 ):
     """Start a driver and end it at the end; ``wrapper`` is a command to run it under, lines go to ``stdout``."""
     read, write = os.pipe()
-    variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write))
+    variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write), BENCH_LAYOUT=str(layout))
     if stretch:
         variables["BENCH_STRETCH"] = str(stretch)
         variables["OTEL_BSP_SCHEDULE_DELAY"] = str(int(5000 * stretch))

@@ -109,17 +109,19 @@ def markdown(results: dict[str, Any]) -> str:
             parts += [f"## What arrives of a request, {database}\n", arrivals(measures["delivered"])]
         if "instructions" in measures:
             figures = {
-                name: {page: value / 1e6 for page, value in by_page.items()}
+                name: {page: value["median"] / 1e6 for page, value in by_page.items()}
                 for name, by_page in measures["instructions"].items()
             }
             parts += [f"## Instructions per request, {database}\n", requests("instructions", figures)]
+            parts += [spreads(measures["instructions"], "Medians of memory layouts", "layouts")]
             parts += deliveries(measures.get("delivery", {}))
         if "cpu" in measures:
             figures = {
                 name: {page: value["median"] for page, value in by_page.items()}
                 for name, by_page in measures["cpu"].items()
             }
-            parts += [f"## CPU time per request, {database}\n", requests("cpu", figures), spreads(measures["cpu"])]
+            parts += [f"## CPU time per request, {database}\n", requests("cpu", figures)]
+            parts += [spreads(measures["cpu"], "Medians of interleaved rounds", "rounds")]
         if "latency" in measures:
             parts += [f"## Under load, {database}\n", under_load(measures["latency"])]
     if "memory" in results:
@@ -138,12 +140,12 @@ def deliveries(figures: dict[str, dict[str, float]]) -> list[str]:
     return [f"A delivery, once in some seconds, takes besides, in million instructions: {told}.\n"]
 
 
-def spreads(figures: dict[str, dict[str, dict]]) -> str:
-    """Say how far the middle half of the rounds lies apart, of all cells the median and the widest."""
+def spreads(figures: dict[str, dict[str, dict]], what: str, samples: str) -> str:
+    """Say how far the middle half of the samples lies apart, of all cells the median and the widest."""
     widths = sorted(
         (value["high"] - value["low"]) / value["median"] for by_page in figures.values() for value in by_page.values()
     )
     return (
-        f"Medians of interleaved rounds. The middle half of the rounds spans {widths[len(widths) // 2]:.1%} "
+        f"{what}. The middle half of the {samples} spans {widths[len(widths) // 2]:.1%} "
         f"of the median in the middle cell, {widths[-1]:.1%} in the widest: differences below that mean nothing.\n"
     ).replace("%", " %")
