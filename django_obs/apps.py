@@ -137,11 +137,12 @@ def is_quiet() -> bool:
 
 def export_logs(settings: Settings, logs: LogPipeline, traces: TraceSignal | None) -> LogExport:
     """Send what is logged to the collector as well."""
-    from django_obs.log_export import LogExport
-
-    # A process has one instance id: it must not matter whether its first line or its first span is sent first.
+    # A process has one instance id: it must not matter whether its first line or its first span is sent first. And
+    # before the import below, whose modules the pipeline needs whole.
     if traces is not None:
         traces.build()
+    from django_obs.log_export import LogExport
+
     export = LogExport(settings, resource=resource_of(settings, traces), flush_lines=logs.force_flush)
     logs.listener.exporter = export
     return export

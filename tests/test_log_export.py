@@ -10,12 +10,6 @@ from tests.test_apps import run
 from tests.traces.support import Collector, collector, plain
 
 CODE = """
-import concurrent.futures.thread as T, traceback
-_s=T.ThreadPoolExecutor.submit
-def sub(*a,**k):
-    try: return _s(*a,**k)
-    except RuntimeError: traceback.print_stack(); raise
-T.ThreadPoolExecutor.submit=sub
 configure()
 import logging
 assert get("/items/7/").status_code == 200
@@ -74,3 +68,9 @@ def test_collector_that_is_dead_costs_a_warning_and_no_line(tmp_path: Path) -> N
 
     assert done.stdout.count("\n") == 3
     assert done.stderr.count("not taken by the collector") == 1
+
+
+def test_start_with_logs_and_traces_says_nothing(tmp_path: Path) -> None:
+    done = run("configure()", tmp_path, DJANGO_OBS_LOGS_OTLP="true")
+
+    assert done.stdout + done.stderr == ""
