@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
 from django_obs.metrics.exposition import Format, accepts_gzip, negotiate
@@ -19,6 +19,9 @@ from django_obs.server.receiver import BODY_BYTES, Receiver, Reply
 from django_obs.server.recent import Recent
 from django_obs.server.response import PLAIN_TEXT, Environ, Response, Route, answer
 from django_obs.server.watch_control import OPERATOR, WatchControl
+
+if TYPE_CHECKING:
+    from django_obs.server.tail import Tail
 
 StartResponse = Callable[..., Any]
 
@@ -93,6 +96,7 @@ class AdminApplication:
         self.recent = Recent() if recent is None else recent
         self.receiver = Receiver(self.recent)
         self.watch = watch
+        self._tail: Tail | None = None
         # Who can read the runtime directory can read it, and needs no password: the processes of the project.
         self.token = secrets.token_urlsafe(32)
         self.routes: dict[str, dict[str, Callable[[Environ], Response]]] = {
@@ -102,6 +106,7 @@ class AdminApplication:
             "/favicon.ico": {"GET": self.favicon},
             "/v1/traces": {"POST": self.receive_traces},
             "/v1/logs": {"POST": self.receive_logs},
+            "/tail": {"GET": self.follow},
         }
         if watch is not None:
             self.routes["/watch"] = {"GET": self.read_watch, "PUT": self.hold_watch, "DELETE": self.release_watch}
@@ -225,7 +230,7 @@ class AdminApplication:
     def read_watch(self, environ: Environ) -> Response:
         """Show whether processes send copies here, for how long still, and who asked for it."""
         assert self.watch is not None
-        return _json(self.watch.read())
+        return self.refuse(environ) or _json(self.watch.read())
 
     def hold_watch(self, environ: Environ) -> Response:
         """Have all processes send copies here: ``?seconds=600``, and ``&holder=`` for somebody beside the operator."""
@@ -250,6 +255,26 @@ class AdminApplication:
             return answer(HTTPStatus.BAD_REQUEST, f"The watch was not changed: {error}")
         except OSError as error:
             return answer(HTTPStatus.SERVICE_UNAVAILABLE, f"The watch was not changed: {error}")
+
+    def follow(self, environ: Environ) -> Response:
+        """Hand out lines and finished requests that came in after ``?cursor=``, as soon as there are some."""
+        # Here and not above: who only serves metrics needs no parser of directives.
+        from django_obs.server.tail import Crowded, Tail
+
+        refused = self.refuse(environ)
+        if refused is not None:
+            return refused
+        if self._tail is None:
+            self._tail = Tail(self.recent)
+        try:
+            news = self._tail.poll(parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=20))
+        except Crowded as error:
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, f"Try again later: {error}.")
+        except ValueError as error:
+            return answer(HTTPStatus.BAD_REQUEST, f"This cannot be followed: {error}")
+        response = _json(news)
+        response.headers.append(("Cache-Control", "no-store"))
+        return response
 
     def receive_traces(self, environ: Environ) -> Response:
         """Take spans of any OTLP sender."""

@@ -76,13 +76,14 @@ def span(
 
 
 def record(
-    message: Any = "Hello", *, trace: int = 0, severity: int = 9, start: int = EPOCH, **fields: Any
+    message: Any = "Hello", *, trace: int = 0, span: int = 0, severity: int = 9, start: int = EPOCH, **fields: Any
 ) -> LogRecord:
     return LogRecord(
         time_unix_nano=start,
         severity_number=severity,
         body=value(message),
         trace_id=trace_id(trace) if trace else b"",
+        span_id=span_id(span) if span else b"",
         attributes=pairs(fields),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from django_obs.management.obs import dashboards, status
+from django_obs.management.obs import dashboards, status, tail, watch
 from django_obs.management.obs import filter as filter_
 from django_obs.runtime import RuntimeDirError
 
@@ -15,6 +15,8 @@ SUBCOMMANDS = {
     "dashboards": dashboards,
     "filter": filter_,
     "status": status,
+    "tail": tail,
+    "watch": watch,
 }
 
 
