@@ -24,8 +24,12 @@ HELP = "follow lines and finished requests of all processes, live"
 HOLD, RENEWAL = 30.0, 10.0
 # Seconds of a poll; so that Ctrl-C leaves no thread of the port waiting for long.
 WAIT = 8.0
+# Seconds between two polls, as otherwise a busy site would have as many polls as requests.
+BREATH = 0.1
 # Seconds between two attempts to reach a port that has gone.
 PAUSE = 1.0
+# Seconds that the span of a finished request waits for its access line.
+GRACE = 1.0
 # Requests of which it is known that they were shown.
 REMEMBERED = 10_000
 # What a shell says of a program that was ended by SIGINT, and by SIGPIPE.
@@ -85,6 +89,7 @@ def run(
             for line in tail.lines():
                 out.write(line)
             out.flush()
+            time.sleep(BREATH)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -111,11 +116,32 @@ class Tail:
         self._reached = False
         self._renew_at = 0.0
         self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._held: dict[tuple[str, str], tuple[float, Mapping[str, Any]]] = {}
         self._said = ""
 
     def lines(self) -> list[str]:
         """Wait for a while and return what came. Raises CommandError if there is nothing to wait for."""
-        return [self._line_of(item) for item in self._poll() if not self._is_shown(item)]
+        items = self._poll()
+        now = time.monotonic()
+        shown = []
+        for item in items:
+            key = (item["trace_id"], item["span_id"])
+            if not is_end(item) or not item["span_id"]:
+                shown.append(item)
+            elif key not in self._shown:
+                if item["type"] == "finished":
+                    # The span comes first, and the access line tells more.
+                    self._held.setdefault(key, (now + GRACE, item))
+                else:
+                    self._held.pop(key, None)
+                    self._remember(key)
+                    shown.append(item)
+        for key, (until, item) in list(self._held.items()):
+            if now >= until:
+                del self._held[key]
+                self._remember(key)
+                shown.append(item)
+        return [self._line_of(item) for item in shown]
 
     def _poll(self) -> list[Mapping[str, Any]]:
         try:
@@ -125,7 +151,7 @@ class Tail:
             self._reached = True
             query = dict(self._query)
             if self._cursor is not None:
-                query |= {"cursor": str(self._cursor), "wait": str(WAIT)}
+                query |= {"cursor": str(self._cursor), "wait": str(GRACE if self._held else WAIT)}
             news = self._port.ask("GET", "/tail", timeout=WAIT + 20, **query)
         except Unreachable as error:
             if not self._reached:
@@ -152,17 +178,11 @@ class Tail:
         except CommandError as error:
             self._say(f"The processes of the project send nothing: {error}")
 
-    def _is_shown(self, item: Mapping[str, Any]) -> bool:
-        """Tell whether the end of a request was shown already: as its access line, or as its span."""
-        if not is_end(item) or not item["span_id"]:
-            return False
-        key = (item["trace_id"], item["span_id"])
-        if key in self._shown:
-            return True
+    def _remember(self, key: tuple[str, str]) -> None:
+        """Know that the end of this request was shown."""
         self._shown[key] = None
         if len(self._shown) > REMEMBERED:
             self._shown.popitem(last=False)
-        return False
 
     def _say(self, message: str) -> None:
         if message != self._said:
