@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,26 @@ tracer = trace.get_tracer("shop")
 @pytest.fixture(params=BACKENDS)
 def cache(request: pytest.FixtureRequest, settings: Any, tmp_path: Path) -> Iterator[BaseCache]:
     location = {"filebased": str(tmp_path), "redis": REDIS}.get(request.param, "")
-    if request.param == "redis":
-        redis = pytest.importorskip("redis")
+    with own_database() if request.param == "redis" else nullcontext():
+        settings.CACHES = {"default": {"BACKEND": BACKENDS[request.param], "LOCATION": location}}
+        cache = caches["default"]
+        cache.clear()
+        yield cache
+        cache.clear()
+        cache.close()
+
+
+@contextmanager
+def own_database() -> Iterator[None]:
+    """Keep other runs of these tests out of the database, which they would clear."""
+    redis = pytest.importorskip("redis")
+    with redis.Redis.from_url(REDIS.replace("/9", "/0"), socket_connect_timeout=5) as client:
         try:
-            with redis.Redis.from_url(REDIS, socket_connect_timeout=3) as client:
-                client.ping()
+            client.ping()
         except redis.ConnectionError as error:
             pytest.skip(f"service redis: {error}")
-    settings.CACHES = {"default": {"BACKEND": BACKENDS[request.param], "LOCATION": location}}
-    cache = caches["default"]
-    cache.clear()
-    yield cache
-    cache.clear()
-    cache.close()
+        with client.lock("django_obs-tests-cache", timeout=60):
+            yield
 
 
 def own(spans: list[CapturedSpan]) -> list[str]:
