@@ -47,7 +47,7 @@ class ObservabilityMiddleware:
         telemetry: Telemetry = apps.get_app_config("django_obs").telemetry  # type: ignore[attr-defined]
         self.is_excluded = telemetry.is_excluded
         self.traces = telemetry.open_tracing() if telemetry.open_tracing is not None else None
-        self.instruments = telemetry.instruments
+        self.instruments = telemetry.open_instruments() if telemetry.open_instruments is not None else None
         if self.instruments is not None:
             # Before a server forks its workers, so that each finds the metrics made.
             try:
