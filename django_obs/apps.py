@@ -15,7 +15,7 @@ from django_obs import __version__
 from django_obs.checks import check_settings
 from django_obs.conf import LogSettings, Settings, get_settings, is_default, warn_of_problems
 from django_obs.lifecycle import guard
-from django_obs.telemetry import Telemetry, compile_globs
+from django_obs.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from django_obs.instrumentation.tasks import TaskInstrumentation
@@ -70,7 +70,6 @@ class DjangoObsConfig(AppConfig):
         guard.arm(settings.flush_timeout)
         self.telemetry = Telemetry(
             settings=settings,
-            is_excluded=compile_globs(settings.excluded_paths),
             open_tracing=trace_requests(settings, traces) if traces is not None else None,
             open_instruments=(lambda: metrics.instruments.requests) if metrics is not None else None,
             access=logs.access if logs is not None else None,

@@ -21,18 +21,14 @@ class Telemetry:
         self,
         *,
         settings: Settings,
-        is_excluded: Callable[[str], object],
         open_tracing: Callable[[], RequestTracing] | None = None,
         open_instruments: Callable[[], RequestInstruments] | None = None,
         access: AccessLog | None = None,
     ) -> None:
-        """``is_excluded`` tells whether a path shall leave no line, sample or span.
-
-        ``open_tracing`` and ``open_instruments`` are called when a server loads the middleware, before it forks its
+        """``open_tracing`` and ``open_instruments`` are called when a server loads the middleware, before it forks its
         workers: a process that serves nothing does not import what they do.
         """
         self.settings = settings
-        self.is_excluded = is_excluded
         self.open_tracing = open_tracing
         self.open_instruments = open_instruments
         self.access = access

@@ -20,7 +20,7 @@ logger = logging.getLogger("django_obs")
 SYSTEMS = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite", "oracle": "oracle.db"}
 
 # The first table that a statement names, quoted as the backends of Django quote; what is more complicated has none.
-TARGET = re.compile(r"""\b(?:FROM|INTO|UPDATE|TABLE)\s+["`]?([\w.$]+)["`]?""", re.IGNORECASE).search
+TARGET = r"""\b(?:FROM|INTO|UPDATE|TABLE)\s+["`]?([\w.$]+)["`]?"""
 
 
 def text_of(statement: Any, connection: BaseDatabaseWrapper) -> str:
@@ -179,10 +179,11 @@ class DatabaseInstrumentation:
         if port.isdecimal():
             common["server.port"] = int(port)
         common["django_obs.db.alias"] = connection.alias
+        find_target = re.compile(TARGET, re.IGNORECASE).search
 
         def describe(sql: str) -> tuple[str, dict[str, Any]]:
             operation = sql.split(None, 1)[0].upper() if sql.strip() else "QUERY"
-            target = TARGET(sql)
+            target = find_target(sql)
             attributes = {**common, "db.operation.name": operation, "db.query.text": sql}
             if target is None:
                 return operation, attributes
