@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
 from django.apps import apps
 from django.test import override_settings
+from hypothesis import settings
+
+# The same examples each time, so that a run says something of what was changed; `HYPOTHESIS_PROFILE=long` looks for
+# new ones. A machine under load is no finding.
+settings.register_profile("usual", deadline=None, derandomize=True, database=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_collection_finish() -> None:

@@ -170,7 +170,9 @@ def test_probe_finds_the_same_place_and_makes_nothing(places, given):
 
 
 def test_project_without_base_dir_named_by_the_directory_of_its_settings():
-    assert runtime.project_name().startswith("tests-")
+    # What overrides settings, as a fixture of all tests does, has no module of its own.
+    with override_settings(SETTINGS_MODULE="tests.settings"):
+        assert runtime.project_name().startswith("tests-")
 
 
 def refused(path: Path) -> str:
@@ -469,6 +471,7 @@ def test_orders_obeyed_once_each(tmp_path, obeyed):
     assert texts(obeyed) == ["debug", None]
 
 
+@override_settings(DJANGO_OBS={})
 def test_orders_followed_to_another_directory(places, monkeypatch, obeyed):
     for name, place in environ(places, "login").items():
         monkeypatch.setenv(name, place)

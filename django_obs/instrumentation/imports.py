@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import logging
 import sys
 import threading
@@ -15,11 +16,10 @@ logger = logging.getLogger("django_obs")
 Callback = Callable[[], object]
 
 
-class PostImportFinder:
+class PostImportFinder(importlib.abc.MetaPathFinder):
     """Finds nothing itself: it has the other finders find a module that is waited for, and calls back when it has run.
 
-    It costs every other import one look-up in a dict, and leaves ``sys.meta_path`` when nothing is waited for. What is
-    asked of a finder it has; the abstract class of one would be six modules more to import.
+    It costs every other import one look-up in a dict, and leaves ``sys.meta_path`` when nothing is waited for.
     """
 
     def __init__(self) -> None:

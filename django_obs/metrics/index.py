@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .archive import Archive
 from .lanes import blank
@@ -29,6 +29,13 @@ OVERFLOW = "(overflow)"
 
 # What a damaged line may have taken: more than the slots of any histogram in use.
 DAMAGE_GAP = 256
+# The bytes of the shortest line that takes slots: what damage has cut into shorter pieces was fewer lines.
+SHORTEST = len(b'00000000 ["series",0,0,1,[],0]\n')
+# The longest line, and what is read at once. Nobody writes longer ones: what looks like one is damage.
+LONGEST = 4 * 1024 * 1024
+# How far beyond the slots that are known a series may lie: as far as damage that others have not seen may reach.
+FARTHEST = 65536
+KINDS = frozenset({"counter", "gauge", "histogram", "summary"})
 
 
 class Definition(NamedTuple):
@@ -73,6 +80,12 @@ class Series(NamedTuple):
     created: float
 
 
+def _check(kind: type, *values: object) -> None:
+    for value in values:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+
+
 class LockTimeout(OSError):
     """Somebody holds the index for longer than a request can wait."""
 
@@ -102,6 +115,8 @@ class Index:
         self._samples = 0
         self._removed_samples = 0
         self.damaged = 0
+        # Since the last sound line: the slots that were known then, damaged lines and their bytes.
+        self._damage = (0, 0, 0)
         self.full = False
         # Lanes carry it too: one that was written for another index has its counts in other slots.
         self.generation = 0
@@ -177,40 +192,61 @@ class Index:
         size = os.fstat(self.fd).st_size
         if size <= self.position:
             return False
-        data = os.pread(self.fd, size - self.position, self.position)
-        end = data.rfind(b"\n") + 1
-        start = 0
-        while start < end:
-            stop = data.index(b"\n", start)
-            self._read(data[start:stop])
-            start = stop + 1
-        self.position += end
-        return end > 0
+        before = self.position
+        while self.position < size:
+            data = os.pread(self.fd, min(size - self.position, LONGEST), self.position)
+            end = data.rfind(b"\n") + 1
+            if not end:
+                if len(data) < LONGEST:
+                    break  # it is being written, or torn
+                end = len(data)
+                self._hurt(data)
+            start = 0
+            while (stop := data.find(b"\n", start, end)) >= 0:
+                self._read(data[start:stop])
+                start = stop + 1
+            self.position += end
+        return self.position > before
 
     def _read(self, line: bytes) -> None:
         try:
             if int(line[:8], 16) != zlib.crc32(line[9:]):
                 raise ValueError("checksum")
-            record = json.loads(line[9:])
-        except ValueError:
-            self.damaged += 1
-            self.slots += DAMAGE_GAP
-            return
-        tag = record[0]
+            self._take(*json.loads(line[9:]))
+        except (ValueError, TypeError, RecursionError):
+            # Also what has the right checksum and makes no sense: somebody else has written it.
+            self._hurt(line)
+        else:
+            self._damage = (self.slots, 0, 0)
+
+    def _hurt(self, line: bytes) -> None:
+        self.damaged += 1
+        slots, lines, size = self._damage
+        self._damage = slots, lines + 1, size + len(line) + 1
+        self.slots = slots + DAMAGE_GAP * min(lines + 1, -(-(size + len(line) + 1) // SHORTEST))
+
+    def _take(self, tag: str, *fields: Any) -> None:
+        """Take a record. Raises ValueError or TypeError if its fields are not what they should be."""
         if tag == "series":
-            self._read_series(*record[1:])
+            self._read_series(*fields)
         elif tag == "metric":
-            self._read_metric(*record[1:])
+            self._read_metric(*fields)
         elif tag == "help":
-            metric, documentation, unit = record[1:]
+            metric, documentation, unit = fields
+            _check(str, documentation, unit)
             self._document(metric, documentation, unit)
             self.revision += 1
         elif tag == "current":
-            if (definition := self.definitions.get(record[1])) is not None:
-                self.current[definition.name] = record[1]
+            (metric,) = fields
+            if (definition := self.definitions.get(metric)) is not None:
+                self.current[definition.name] = metric
                 self.revision += 1
         elif tag == "index":
-            self.generation = record[1]
+            (generation,) = fields
+            _check(int, generation)
+            if not 0 <= generation < 1 << 63:
+                raise ValueError("generation")
+            self.generation = generation
 
     def _read_metric(
         self,
@@ -223,6 +259,13 @@ class Index:
         documentation: str,
         unit: str,
     ) -> None:
+        _check(int, metric)
+        _check(list, labelnames, bounds)
+        _check(str, kind, name, *labelnames, mode, *bounds, documentation, unit)
+        if kind not in KINDS or bool(bounds) != (kind == "histogram"):
+            raise ValueError("kind")
+        for bound in bounds:
+            float(bound)
         definition = Definition(kind, name, tuple(labelnames), mode, tuple(bounds))
         self.definitions[metric] = definition
         self.ids[definition] = metric
@@ -236,8 +279,16 @@ class Index:
         self._known_documentation.add((metric, documentation, unit))
 
     def _read_series(self, metric: int, slot: int, count: int, labelvalues: list[str], created: float) -> None:
+        _check(int, metric, slot, count)
+        _check(list, labelvalues)
+        _check(str, *labelvalues)
+        definition = self.definitions.get(metric)
+        if not 0 <= slot <= self.slots + FARTHEST or count != (definition.slots if definition else abs(count)):
+            raise ValueError("slot")
+        if count > FARTHEST or not isinstance(created, (int, float)):
+            raise ValueError("count")
         self.slots = max(self.slots, slot + count)
-        if (definition := self.definitions.get(metric)) is None:
+        if definition is None:
             return
         series = Series(metric, tuple(labelvalues), slot, created)
         self.series[metric, series.labelvalues] = series
@@ -265,6 +316,8 @@ class Index:
     def _append(self, *record: object) -> None:
         body = json.dumps(record, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
+        if len(line) > LONGEST:
+            raise OSError(errno.EFBIG, "Labels are too long", os.fspath(self.path))
         if os.write(self.fd, line) != len(line):
             os.ftruncate(self.fd, self.position)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.path))

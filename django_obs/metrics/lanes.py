@@ -10,6 +10,7 @@ import array
 import ctypes
 import errno
 import itertools
+import math
 import mmap
 import os
 import struct
@@ -240,13 +241,26 @@ def read_all(directory: Path, generation: int, slots: int) -> Iterator[tuple[Lan
         _, pid, started, its_generation, role = HEADER.unpack_from(data)
         if generation and its_generation != generation:
             continue
-        dropped, unstored = struct.unpack_from("=2d", data, 8 * DROPPED)
+        dropped, unstored = (
+            int(count) if math.isfinite(count) else 0 for count in struct.unpack_from("=2d", data, 8 * DROPPED)
+        )
         column = array.array("d", data[HEADER_SIZE : len(data) // 8 * 8])
         if len(column) < slots:
             column.extend(itertools.repeat(0.0, slots - len(column)))
         name = role.rstrip(b"\0").decode("ascii", "replace")
         seen = pid if holder == UNKNOWN else holder or 0
-        yield LaneState(pid, name, holder is not None, started, number, int(dropped), int(unstored), seen), column
+        yield LaneState(pid, name, holder is not None, started, number, dropped, unstored, seen), column
+
+
+def longest(directory: Path) -> int:
+    """Tell how many cells the longest of the lanes has."""
+    cells = 0
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith("lane-"):
+                with suppress(OSError):
+                    cells = max(cells, (entry.stat(follow_symlinks=False).st_size - HEADER_SIZE) // 8)
+    return cells
 
 
 def _read(path: Path, size: int) -> tuple[int | None, bytes]:

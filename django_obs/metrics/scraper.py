@@ -15,7 +15,7 @@ from prometheus_client.validation import _is_valid_legacy_metric_name
 from .archive import LIVE_MODES, Archive, merge
 from .exemplars import read_newest
 from .index import Index
-from .lanes import LaneState, read_all
+from .lanes import LaneState, longest, read_all
 
 if TYPE_CHECKING:
     import array
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # prometheus_client does not type its own.
 go_string: Callable[[float], str] = floatToGoString
+
+# Cells that are shown, as zeros, even if no lane has as many.
+LEAST_CELLS = 1 << 18
 
 # The numbers that most samples have; looking them up takes a fifth of the time of formatting them.
 _TEXTS = {float(n): f"{n}.0" for n in range(1000)}
@@ -82,6 +85,7 @@ class Family:
         self.documentation = documentation
         self.unit = unit
         self.series: list[Series] = []
+        self.end = 0  # of the slots of all its series
         self._rows: dict[str, list[Row]] = {}
         if self.kind == "counter":
             self.suffixes = [("_total", "")]
@@ -131,8 +135,8 @@ class Page(NamedTuple):
     def rows(self, family: Family, escaping: str = UNDERSCORES) -> list[Row]:
         """Give the rows of a family that were there at this reading; a later one may have added to it."""
         rows = family.rows(escaping)
-        if rows and rows[-1].slot >= self.slots:
-            rows = [row for row in rows if row.slot < self.slots]
+        if family.end > self.slots:
+            rows = [row for row in rows if row.slot + family.definition.slots <= self.slots]
         return rows
 
     def gauges(self, family: Family, row: Row) -> list[tuple[str, float]]:
@@ -260,18 +264,18 @@ class Scraper:
             if index is None:
                 return Page([], [], [], [], {}, 0, 0, 0, 0)
             with Archive(directory / "archive").reading() as archive:
-                lanes = list(read_all(directory, index.generation, index.slots))
+                # A damaged index may speak of more than there is or than memory holds.
+                slots = min(index.slots, max(longest(directory), LEAST_CELLS))
+                lanes = list(read_all(directory, index.generation, slots))
             columns = [column for _, column in lanes]
-            totals: Sequence[float] = [0.0] * index.slots
+            totals: Sequence[float] = [0.0] * slots
             if len(columns) == 1:
                 totals = columns[0]
             elif columns:
                 totals = list(map(sum, zip(*columns, strict=True)))
             states = [state for state, _ in lanes]
             families = [family for family in self._families.values() if family.series]
-            return Page(
-                families, states, totals, columns, archive, index.samples, index.slots, index.size, index.damaged
-            )
+            return Page(families, states, totals, columns, archive, index.samples, slots, index.size, index.damaged)
 
     def _refresh(self, directory: Path) -> Index | None:
         index = self._index
@@ -304,6 +308,7 @@ class Scraper:
                 family = Family(series.metric, definition, *index.documentation[series.metric])
                 self._families[definition.name] = family
             family.series.append(series)
+            family.end = max(family.end, series.slot + definition.slots)
         self._seen = len(index.listed)
         return index
 

@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import logging
 import os
+import reprlib
 import secrets
 import ssl
 import threading
@@ -109,9 +110,22 @@ def read(path: Path) -> WebConfig:
         document = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise WebConfigError(f"Cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise WebConfigError(f"{path} is not YAML: {error}") from None
+    except Exception as error:
+        # A YAMLError as a rule; but its constructors let out whatever int(), float(), date() and deep nesting raise.
+        raise WebConfigError(f"{path} is not YAML: {str(error)[:500] or type(error).__name__}") from None
     return _Reader(path).config({} if document is None else document)
+
+
+class _Short(reprlib.Repr):
+    """Writes values in a line or two: with a few aliases YAML makes a list whose whole text no memory holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 60
+
+
+shortened = _Short().repr
 
 
 class _Reader:
@@ -152,7 +166,7 @@ class _Reader:
             if not section.get(key):
                 self._fail(f"{place}.{key}", "is missing")
         auth_type = section.get("client_auth_type") or ""
-        if auth_type in UNVERIFIED_CLIENT_AUTH:
+        if isinstance(auth_type, str) and auth_type in UNVERIFIED_CLIENT_AUTH:
             self._fail(
                 f"{place}.client_auth_type",
                 f"{auth_type!r} takes certificates without verifying them, which Python's ssl module cannot; "
@@ -170,10 +184,10 @@ class _Reader:
             if section.get(key)
         }
         return TlsServer(
-            cert_file=self._file(section["cert_file"]),
-            key_file=self._file(section["key_file"]),
+            cert_file=self._file(section["cert_file"], f"{place}.cert_file"),
+            key_file=self._file(section["key_file"], f"{place}.key_file"),
             client_auth=client_auth,
-            client_ca_file=self._file(ca_file) if ca_file else None,
+            client_ca_file=self._file(ca_file, f"{place}.client_ca_file") if ca_file else None,
             client_allowed_sans=self._strings(section.get("client_allowed_sans"), f"{place}.client_allowed_sans"),
             # Go's names of the TLS 1.2 suites; OpenSSL always allows its TLS 1.3 ones.
             cipher_suites=tuple(
@@ -197,7 +211,8 @@ class _Reader:
         for name, hashed in section.items():
             if not isinstance(hashed, str) or not hashed.startswith(("$2a$", "$2b$", "$2y$")) or len(hashed) != 60:
                 self._fail(
-                    f"basic_auth_users.{name}", "is no bcrypt hash; make one with `htpasswd -nBC 10 '' | tr -d ':\\n'`"
+                    f"basic_auth_users.{str(name)[:100]}",
+                    "is no bcrypt hash; make one with `htpasswd -nBC 10 '' | tr -d ':\\n'`",
                 )
             users[str(name)] = hashed.encode("ascii", "replace")
         return users
@@ -216,12 +231,12 @@ class _Reader:
             self._fail(place, "must be a mapping")
         for key in value:
             if key not in keys:
-                self._fail(place, f"does not know {key!r}, must be one of: {', '.join(keys)}")
+                self._fail(place, f"does not know {shortened(key)}, must be one of: {', '.join(keys)}")
         return dict(value)
 
     def _choice(self, value: Any, place: str, choices: Mapping[str, T]) -> T:
-        if value not in choices:
-            self._fail(place, f"{value!r} must be one of: {', '.join(filter(None, choices))}")
+        if not isinstance(value, str) or value not in choices:
+            self._fail(place, f"{shortened(value)} must be one of: {', '.join(filter(None, choices))}")
         return choices[value]
 
     def _strings(self, value: Any, place: str) -> tuple[str, ...]:
@@ -240,7 +255,9 @@ class _Reader:
         cipher = cipher.replace("CHACHA20_POLY1305_SHA256", "CHACHA20_POLY1305")
         return (cipher if exchange == "RSA" else f"{exchange}_{cipher}").replace("_", "-")
 
-    def _file(self, value: Any) -> Path:
+    def _file(self, value: Any, place: str) -> Path:
+        if not isinstance(value, str):
+            self._fail(place, f"{shortened(value)} must be the name of a file")
         # Relative to the file that names it, as in the toolkit.
         return self.path.parent / str(value)
 

@@ -50,7 +50,8 @@ def _read(environ: Mapping[str, str], name: str, default: int | None) -> int | N
     # "unset" in the reference implementation: the variable is there and empty.
     if not text:
         return None
-    if text.isdecimal():
+    # More digits are no count of anything, and more than Python cares to read.
+    if text.isdecimal() and len(text) <= 18:
         return int(text)
-    logger.warning("%s=%r is not a number of zero or more, using %s", name, text, default)
+    logger.warning("%s=%r is not a number of zero or more, using %s", name, text[:200], default)
     return default

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+logger = logging.getLogger("django_obs")
 
 REDACTED = "[REDACTED]"
 
@@ -36,12 +39,13 @@ class RequestOptions:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> RequestOptions:
         """Read the variables of the instrumentation package."""
         capture = "OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_"
-        excluded = environ.get("OTEL_PYTHON_DJANGO_EXCLUDED_URLS", environ.get("OTEL_PYTHON_EXCLUDED_URLS", ""))
+        own = "OTEL_PYTHON_DJANGO_EXCLUDED_URLS"
         return cls(
-            excluded_urls=any_of(excluded),
-            request_headers=any_of(environ.get(capture + "SERVER_REQUEST", ""), re.IGNORECASE),
-            response_headers=any_of(environ.get(capture + "SERVER_RESPONSE", ""), re.IGNORECASE),
-            sanitized_headers=any_of(environ.get(capture + "SANITIZE_FIELDS", ""), re.IGNORECASE),
+            excluded_urls=_read(environ, own if own in environ else "OTEL_PYTHON_EXCLUDED_URLS"),
+            request_headers=_read(environ, capture + "SERVER_REQUEST", re.IGNORECASE),
+            response_headers=_read(environ, capture + "SERVER_RESPONSE", re.IGNORECASE),
+            # What nobody can read might have meant any header.
+            sanitized_headers=_read(environ, capture + "SANITIZE_FIELDS", re.IGNORECASE, otherwise=re.compile("")),
             request_attributes=tuple(_split(environ.get("OTEL_PYTHON_DJANGO_TRACED_REQUEST_ATTRS", ""))),
         )
 
@@ -100,6 +104,18 @@ def any_of(patterns: str, flags: int = 0) -> re.Pattern[str] | None:
     """Compile a comma-separated list of regular expressions; None if it is empty."""
     found = _split(patterns)
     return re.compile("|".join(found), flags) if found else None
+
+
+def _read(
+    environ: Mapping[str, str], name: str, flags: int = 0, otherwise: re.Pattern[str] | None = None
+) -> re.Pattern[str] | None:
+    """Return what a variable lists, `otherwise` if it is no list of regular expressions: that is reported."""
+    text = environ.get(name, "")
+    try:
+        return any_of(text, flags)
+    except (re.error, RecursionError, OverflowError) as error:
+        logger.warning("%s=%r is not a list of regular expressions, ignored: %s", name, text[:200], error)
+        return otherwise
 
 
 def _split(text: str) -> list[str]:

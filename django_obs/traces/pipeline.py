@@ -103,8 +103,9 @@ class TracePipeline:
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "").strip()
-    if text.isdecimal() and int(text) > 0:
+    # More digits are days of waiting and batches that no collector takes, or more than Python cares to read.
+    if text.isdecimal() and len(text) <= 9 and int(text) > 0:
         return int(text)
     if text:
-        logger.warning("%s=%r is not a positive number, using %d", name, text, default)
+        logger.warning("%s=%r is not a number from 1 to 999999999, using %d", name, text[:200], default)
     return default

@@ -229,8 +229,8 @@ class Phase:
             notes.append(f"{series} series")
             if counted != self.counted["label values"]:
                 failure = failure or f"the metrics have {counted:.0f} label values of {self.counted['label values']}"
-        if traceback := re.search(r"Traceback(?s:.)*?\n(\w[^\n]*)", said):
-            notes.append(f"stderr has a traceback: {traceback[1][:200]}")
+        if traceback := re.search(r"^Traceback.*\n(?:[ ^~].*\n)+(\w.*)", said, re.MULTILINE):
+            notes.append(f"stderr has a traceback: `{traceback[1][:200]}`")
         uses = {server.name: server.uses for server in self.twins.both}
         requests = len(list(self.load.answered()))
         return (
