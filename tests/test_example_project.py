@@ -45,7 +45,7 @@ def postgresql_url() -> Iterator[str]:
     psycopg = pytest.importorskip("psycopg")
     url = os.environ.get("POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432/test")
     try:
-        connection = psycopg.connect(url, connect_timeout=3, autocommit=True)
+        connection = psycopg.connect(url, connect_timeout=20, autocommit=True)
     except psycopg.OperationalError as error:
         pytest.skip(f"service postgresql: {error}")
     name = f"shop_{os.getpid()}"

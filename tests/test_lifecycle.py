@@ -23,7 +23,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         # In development mode faulthandler owns SIGABRT.
         env={name: value for name, value in os.environ.items() if name != "PYTHONDEVMODE"},
@@ -38,8 +38,8 @@ def test_worker_runs_its_job_by_the_clock() -> None:
 
     worker.ensure()
 
-    assert ran.wait(10)
-    assert worker.stop(10)
+    assert ran.wait(60)
+    assert worker.stop(60)
 
 
 def test_flush_runs_a_job_that_is_not_due_in_the_thread() -> None:
@@ -48,21 +48,21 @@ def test_flush_runs_a_job_that_is_not_due_in_the_thread() -> None:
     worker.every(3600, lambda: names.append(threading.current_thread().name))
     worker.ensure()
 
-    assert worker.flush(10)
+    assert worker.flush(60)
     assert names == ["test"]
-    worker.stop(10)
+    worker.stop(60)
 
 
 def test_flush_gives_up_at_its_timeout() -> None:
     release = threading.Event()
     worker = Worker("test")
-    worker.every(3600, lambda: release.wait(30) and None)
+    worker.every(3600, lambda: release.wait(60) and None)
     worker.ensure()
 
     assert worker.flush(0.01) is False
 
     release.set()
-    assert worker.stop(10)
+    assert worker.stop(60)
 
 
 def test_stop_runs_jobs_of_a_worker_that_never_started() -> None:
@@ -78,7 +78,7 @@ def test_stopped_worker_does_not_start_again() -> None:
     worker = Worker("test")
     worker.every(3600, lambda: None)
     worker.ensure()
-    worker.stop(10)
+    worker.stop(60)
 
     worker.ensure()
 
@@ -96,12 +96,12 @@ def test_failing_job_is_reported_once_and_others_go_on(caplog: pytest.LogCapture
     worker.every(3600, lambda: ran.append(1))
     worker.ensure()
 
-    worker.flush(10)
-    worker.flush(10)
+    worker.flush(60)
+    worker.flush(60)
 
     assert ran == [1, 1]
     assert len([record for record in caplog.records if "reported once" in record.message]) == 1
-    worker.stop(10)
+    worker.stop(60)
 
 
 class Recorder:
@@ -148,7 +148,7 @@ def test_fork_without_hooks_is_noticed_by_the_pid() -> None:
 
     assert asked == [("logs", "after_fork")]
     assert guard.pid == os.getpid()
-    guard.worker.stop(10)
+    guard.worker.stop(60)
 
 
 EXITS = """

@@ -93,8 +93,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     from kombu import Connection
 
     try:
-        with Connection(BROKER, connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
+        with Connection(BROKER, connect_timeout=20) as connection:
+            connection.ensure_connection(max_retries=1, timeout=20)
     except Exception as error:
         pytest.skip(f"service redis: {error}")
     directory = tmp_path_factory.mktemp("observed")

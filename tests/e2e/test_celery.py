@@ -77,7 +77,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 
     url = BROKERS[request.param]
     try:
-        with Connection(url, connect_timeout=2) as connection:
+        with Connection(url, connect_timeout=20) as connection:
             connection.ensure_connection(max_retries=1)
     except Exception as error:
         pytest.skip(f"service {request.param}: {error}")

@@ -62,7 +62,7 @@ def has_postgresql() -> bool:
             host=os.environ.get("PGHOST", "127.0.0.1"),
             user=os.environ.get("PGUSER", "postgres"),
             dbname=os.environ.get("PGDATABASE", "test"),
-            connect_timeout=3,
+            connect_timeout=20,
         ).close()
     except Exception:
         return False

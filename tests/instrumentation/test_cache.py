@@ -40,7 +40,7 @@ def cache(request: pytest.FixtureRequest, settings: Any, tmp_path: Path) -> Iter
 def own_database() -> Iterator[None]:
     """Keep other runs of these tests out of the database, which they would clear."""
     redis = pytest.importorskip("redis")
-    with redis.Redis.from_url(REDIS.replace("/9", "/0"), socket_connect_timeout=5) as client:
+    with redis.Redis.from_url(REDIS.replace("/9", "/0"), socket_connect_timeout=20) as client:
         try:
             client.ping()
         except redis.ConnectionError as error:

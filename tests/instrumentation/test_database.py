@@ -115,7 +115,7 @@ def postgresql(django_db_blocker: Any) -> Iterator[Any]:
     name, user = os.environ.get("PGDATABASE", "test"), os.environ.get("PGUSER", "postgres")
     host = os.environ.get("PGHOST", "127.0.0.1")
     try:
-        psycopg.connect(host=host, user=user, dbname=name, connect_timeout=3).close()
+        psycopg.connect(host=host, user=user, dbname=name, connect_timeout=20).close()
     except psycopg.OperationalError as error:
         pytest.skip(f"service postgresql: {error}")
     settings = {

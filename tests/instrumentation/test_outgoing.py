@@ -148,7 +148,7 @@ def test_redis_nests_once():
     pytest.importorskip("opentelemetry.instrumentation.redis")
     redis = pytest.importorskip("redis")
     try:
-        redis.Redis(socket_connect_timeout=1).ping()
+        redis.Redis(socket_connect_timeout=20).ping()
     except redis.RedisError as error:
         pytest.skip(f"service redis: {error}")
     code = """

@@ -163,7 +163,7 @@ def test_long_line_waits_for_a_reader_of_a_pipe_that_is_not_empty(pipe: Pipe) ->
     sink = Sink(pipe.stream)
     writer = threading.Thread(target=lambda: left.append(sink.write(line)), daemon=True)
     writer.start()
-    writer.join(10)
+    writer.join(60)
     assert left == [line]
     assert pipe.read() == b"x" * 10 * 4096
     assert sink.write(line) == b""

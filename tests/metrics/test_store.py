@@ -429,7 +429,7 @@ def test_locked_index_holds_no_request_up(run_apart: Callable[[str], str]) -> No
         child.step()
         began = time.monotonic()
         jobs.labels("b").inc(2)  # in private memory
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert value("jobs_total", kind="b") is None
         assert value("jobs_total", kind="a") == 1
         child.end()
