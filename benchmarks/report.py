@@ -83,11 +83,23 @@ def single(figures: dict[str, dict[str, float]], unit: str) -> str:
             title(name),
             f"{value['median']:.1f}",
             f"{value['low']:.1f} to {value['high']:.1f}",
-            f"{value['median'] - bare:+.1f}",
+            f"{value.get('added', value['median'] - bare):+.1f}",
         ]
         for name, value in figures.items()
     ]
     return table(["stack", unit, "quartiles", "added"], rows)
+
+
+def start_up(figures: dict[str, dict[str, float]]) -> str:
+    counted = {name: {"start": value["instructions"] / 1e6} for name, value in figures.items()}
+    rows = [
+        [
+            title(name),
+            f"{value['start']:.0f}" if name == "bare" else added(value["start"], counted["bare"]["start"]),
+        ]
+        for name, value in counted.items()
+    ]
+    return single(figures, "ms of CPU, `manage.py check`") + "\n" + table(["stack", "million instructions"], rows)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -127,7 +139,7 @@ def markdown(results: dict[str, Any]) -> str:
     if "memory" in results:
         parts += ["## Memory per worker\n", single(results["memory"], "MB (PSS)")]
     if "startup" in results:
-        parts += ["## Start-up\n", single(results["startup"], "ms of CPU, `manage.py check`")]
+        parts += ["## Start-up\n", start_up(results["startup"])]
     return "\n".join(parts)
 
 

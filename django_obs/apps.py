@@ -15,9 +15,10 @@ from django_obs import __version__
 from django_obs.checks import check_settings
 from django_obs.conf import LogSettings, Settings, get_settings, is_default, warn_of_problems
 from django_obs.lifecycle import guard
-from django_obs.telemetry import Telemetry, compile_globs
+from django_obs.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from django_obs.instrumentation.tasks import TaskInstrumentation
     from django_obs.log_export import LogExport
     from django_obs.logs.pipeline import LogPipeline
     from django_obs.metrics.pipeline import MetricPipeline
@@ -69,9 +70,8 @@ class DjangoObsConfig(AppConfig):
         guard.arm(settings.flush_timeout)
         self.telemetry = Telemetry(
             settings=settings,
-            is_excluded=compile_globs(settings.excluded_paths),
             open_tracing=trace_requests(settings, traces) if traces is not None else None,
-            instruments=metrics.requests if metrics is not None else None,
+            open_instruments=(lambda: metrics.instruments.requests) if metrics is not None else None,
             access=logs.access if logs is not None else None,
         )
         measure_database(settings, traces, metrics)
@@ -238,7 +238,7 @@ def measure_database(settings: Settings, traces: TraceSignal | None, metrics: Me
 
     doors: dict[str, Any] = {}
     if metrics is not None:
-        doors.update(record_query=metrics.database.record_query, record_connection=metrics.database.record_connection)
+        doors.update(instruments=lambda: metrics.instruments.database)
     traced = traces if settings.traces.database else None
     if doors or traced is not None or settings.logs.enabled:
         database = DatabaseInstrumentation(**doors)
@@ -253,7 +253,7 @@ def measure_cache(settings: Settings, traces: TraceSignal | None, metrics: Metri
 
     doors: dict[str, Any] = {}
     if metrics is not None:
-        doors.update(record_cache=metrics.cache.record_cache)
+        doors.update(instruments=lambda: metrics.instruments.cache)
     traced = traces if settings.traces.cache else None
     if doors or traced is not None or settings.logs.enabled:
         cache = CacheInstrumentation(**doors)
@@ -268,7 +268,7 @@ def measure_work(settings: Settings, traces: TraceSignal | None, metrics: Metric
 
     from django_obs import runtime
     from django_obs.instrumentation.commands import CommandInstrumentation
-    from django_obs.instrumentation.tasks import TaskInstrumentation
+    from django_obs.instrumentation.imports import when_imported
 
     def set_role(role: str) -> None:
         runtime.set_role(role)
@@ -288,14 +288,23 @@ def measure_work(settings: Settings, traces: TraceSignal | None, metrics: Metric
 
     tracer = cache(lambda: tracer_of(traces.build())) if traces is not None else None
     CommandInstrumentation(tracer=tracer, instruments=instruments("CommandInstruments"), set_role=set_role).install()
-    TaskInstrumentation(
-        tracer=tracer,
-        celery_metrics=instruments("CeleryInstruments"),
-        django_metrics=instruments("DjangoTaskInstruments"),
-        access=settings.logs.enabled and settings.logs.access,
-        owns_logging=settings.logs.enabled,
-        set_role=set_role,
-    ).install()
+
+    @cache
+    def tasks() -> TaskInstrumentation:
+        # Of no use to a project that has neither.
+        from django_obs.instrumentation.tasks import TaskInstrumentation
+
+        return TaskInstrumentation(
+            tracer=tracer,
+            celery_metrics=instruments("CeleryInstruments"),
+            django_metrics=instruments("DjangoTaskInstruments"),
+            access=settings.logs.enabled and settings.logs.access,
+            owns_logging=settings.logs.enabled,
+            set_role=set_role,
+        )
+
+    when_imported("celery.signals", lambda: tasks().connect_celery())
+    when_imported("django.tasks.signals", lambda: tasks().connect_django())
 
 
 def tracer_of(traces: TracePipeline) -> Any:

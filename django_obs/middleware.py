@@ -20,6 +20,7 @@ from django_obs import runtime
 from django_obs.context import Scope, current
 from django_obs.lifecycle import guard
 from django_obs.semconv import http_route, is_request_id, loaded_user_id
+from django_obs.telemetry import compile_globs
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -45,9 +46,10 @@ class ObservabilityMiddleware:
         self.get_response = get_response
         self.failed: set[str] = set()
         telemetry: Telemetry = apps.get_app_config("django_obs").telemetry  # type: ignore[attr-defined]
-        self.is_excluded = telemetry.is_excluded
+        # Tells whether a path shall leave no line, sample or span.
+        self.is_excluded = compile_globs(telemetry.settings.excluded_paths)
         self.traces = telemetry.open_tracing() if telemetry.open_tracing is not None else None
-        self.instruments = telemetry.instruments
+        self.instruments = telemetry.open_instruments() if telemetry.open_instruments is not None else None
         if self.instruments is not None:
             # Before a server forks its workers, so that each finds the metrics made.
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,24 @@ if TYPE_CHECKING:
     from django_obs.traces.requests import RequestTracing
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Telemetry:
     """The doors that are open in this process; None where a signal is off."""
 
-    settings: Settings
-    is_excluded: Callable[[str], object]
-    """Tells whether a path shall leave no line, sample or span."""
-    open_tracing: Callable[[], RequestTracing] | None = None
-    """Called when a server loads the middleware: the first to import the tracing, and before it forks its workers."""
-    instruments: RequestInstruments | None = None
-    access: AccessLog | None = None
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        open_tracing: Callable[[], RequestTracing] | None = None,
+        open_instruments: Callable[[], RequestInstruments] | None = None,
+        access: AccessLog | None = None,
+    ) -> None:
+        """``open_tracing`` and ``open_instruments`` are called when a server loads the middleware, before it forks its
+        workers: a process that serves nothing does not import what they do.
+        """
+        self.settings = settings
+        self.open_tracing = open_tracing
+        self.open_instruments = open_instruments
+        self.access = access
 
 
 def compile_globs(globs: tuple[str, ...]) -> Callable[[str], object]:

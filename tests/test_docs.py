@@ -391,6 +391,23 @@ def test_commands_of_ours_in_the_block_are_understood(block: str) -> None:
         parser.parse_args(shlex.split(arguments))
 
 
+def test_findings_of_the_doctor_are_documented() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "django_obs" / "doctor").glob("*.py"))
+    made = set(re.findall(r'"((?:runtime|project|line|port)\.[a-z_]+)"', source))
+    made |= {
+        f"{part}.{link}" for part in ("collector", "log_collector") for link in re.findall(r"{part}\.([a-z]+)", source)
+    }
+    made |= {f"runtime.{name}" for name in re.findall(r'"django_obs_((?:log_records|spans)_\w+)"', source)}
+
+    documented = set(
+        re.findall(
+            r"`((?:runtime|project|line|port|collector|log_collector)\.[a-z_]+)`", (DOCS / "doctor.md").read_text()
+        )
+    )
+
+    assert documented == made
+
+
 def test_every_page_is_in_the_navigation() -> None:
     # By hand, because a YAML parser is one of the optional dependencies.
     listed = re.findall(r"^\s+- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)

@@ -53,8 +53,9 @@ class CacheInstrumentation:
     """Wrappers around the operations that a cache backend implements.
 
     ``current_span`` returns the span that an operation belongs to or None, ``leaf_source`` makes what the spans of one
-    cache have in common from a function that describes an operation; ``record_cache`` keeps the metrics. Each may be
-    None, where its signal is off. Keys are nowhere noted: they are data of users.
+    cache have in common from a function that describes an operation; ``instruments`` returns what keeps the metrics,
+    and is called with the first operation. Each may be None, where its signal is off. Keys are nowhere noted: they are
+    data of users.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class CacheInstrumentation:
         *,
         current_span: Callable[[], Any] | None = None,
         leaf_source: Callable[..., Any] | None = None,
-        record_cache: Callable[[str, str, str, int, int, float, BaseException | None], None] | None = None,
+        instruments: Callable[[], Any] | None = None,
     ) -> None:
         self.current_span = current_span
         self.leaf_source = leaf_source
-        self.record_cache = record_cache
+        self.instruments = instruments
+        self.record_cache: Callable[..., None] | None = None if instruments is None else self._record_first
         # Some backends implement one operation by another (locmem's incr, file's add): the outermost counts.
         self.inside = threading.local()
         self.backends: set[type[BaseCache]] = set()
@@ -90,6 +92,12 @@ class CacheInstrumentation:
         """Make a span of each operation from now on."""
         self.leaf_source = leaf_source
         self.current_span = current_span
+
+    def _record_first(self, *observed: Any) -> None:
+        assert self.instruments is not None
+        # From now on it is called directly.
+        self.record_cache = record = self.instruments().record_cache
+        record(*observed)
 
     def wrap(self, cache: BaseCache, alias: str) -> BaseCache:
         """Measure the operations of a cache object. Under ASGI each request has one of its own: all is on its class."""

@@ -20,7 +20,7 @@ logger = logging.getLogger("django_obs")
 SYSTEMS = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite", "oracle": "oracle.db"}
 
 # The first table that a statement names, quoted as the backends of Django quote; what is more complicated has none.
-TARGET = re.compile(r"""\b(?:FROM|INTO|UPDATE|TABLE)\s+["`]?([\w.$]+)["`]?""", re.IGNORECASE).search
+TARGET = r"""\b(?:FROM|INTO|UPDATE|TABLE)\s+["`]?([\w.$]+)["`]?"""
 
 
 def text_of(statement: Any, connection: BaseDatabaseWrapper) -> str:
@@ -44,8 +44,8 @@ class DatabaseInstrumentation:
     """One execute wrapper for all connections.
 
     ``current_span`` returns the span that a query belongs to or None, ``leaf_source`` makes what the spans of one
-    database have in common from a function that describes a statement; ``record_query`` and ``record_connection`` keep
-    the metrics. Each may be None, where its signal is off.
+    database have in common from a function that describes a statement; ``instruments`` returns what keeps the metrics,
+    and is called with the first thing to count. Each may be None, where its signal is off.
     """
 
     def __init__(
@@ -53,13 +53,15 @@ class DatabaseInstrumentation:
         *,
         current_span: Callable[[], Any] | None = None,
         leaf_source: Callable[..., Any] | None = None,
-        record_query: Callable[[str, str, float, int, BaseException | None], None] | None = None,
-        record_connection: Callable[[str, str, BaseException | None], None] | None = None,
+        instruments: Callable[[], Any] | None = None,
     ) -> None:
         self.current_span = current_span
         self.leaf_source = leaf_source
-        self.record_query = record_query
-        self.record_connection = record_connection
+        self.instruments = instruments
+        self.record_query: Callable[..., None] | None = None
+        self.record_connection: Callable[..., None] | None = None
+        if instruments is not None:
+            self.record_query, self.record_connection = self._record_first_query, self._record_first_connection
         self.sources: dict[str, Any] = {}  # by alias
         self.failed = False
 
@@ -77,6 +79,19 @@ class DatabaseInstrumentation:
         """Make a span of each query from now on."""
         self.leaf_source = leaf_source
         self.current_span = current_span
+
+    def count(self) -> Any:
+        """Find what keeps the metrics; from now on it is called directly."""
+        assert self.instruments is not None
+        instruments = self.instruments()
+        self.record_query, self.record_connection = instruments.record_query, instruments.record_connection
+        return instruments
+
+    def _record_first_query(self, *observed: Any) -> None:
+        self.count().record_query(*observed)
+
+    def _record_first_connection(self, *observed: Any) -> None:
+        self.count().record_connection(*observed)
 
     def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         """Wrap a connection that was made just now."""
@@ -164,10 +179,11 @@ class DatabaseInstrumentation:
         if port.isdecimal():
             common["server.port"] = int(port)
         common["django_obs.db.alias"] = connection.alias
+        find_target = re.compile(TARGET, re.IGNORECASE).search
 
         def describe(sql: str) -> tuple[str, dict[str, Any]]:
             operation = sql.split(None, 1)[0].upper() if sql.strip() else "QUERY"
-            target = TARGET(sql)
+            target = find_target(sql)
             attributes = {**common, "db.operation.name": operation, "db.query.text": sql}
             if target is None:
                 return operation, attributes
@@ -179,15 +195,14 @@ class DatabaseInstrumentation:
 
     def _count_failed_connections(self) -> None:
         # Django has a signal for a connection that was made, none for one that was not.
-        connect, record = BaseDatabaseWrapper.connect, self.record_connection
-        assert record is not None
+        connect = BaseDatabaseWrapper.connect
 
         def counted_connect(connection: BaseDatabaseWrapper) -> None:
             try:
                 connect(connection)
             except Exception as error:
                 try:
-                    record(connection.alias, connection.vendor, error)
+                    self.record_connection(connection.alias, connection.vendor, error)  # type: ignore[misc]
                 except Exception:
                     self.swallow()
                 raise

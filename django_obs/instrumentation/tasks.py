@@ -17,8 +17,6 @@ from django_obs.context import Scope, bound_fields, current
 from django_obs.lifecycle import guard
 from django_obs.semconv import is_request_id
 
-from .imports import when_imported
-
 logger = logging.getLogger("django_obs")
 line = logging.getLogger("django_obs.access")
 
@@ -31,7 +29,7 @@ LEVELS = {"failed": logging.ERROR, "retried": logging.WARNING, "rejected": loggi
 
 
 class TaskInstrumentation:
-    """Measures Celery's tasks and Django's, each once the project has imported it.
+    """Measures Celery's tasks and Django's, each once it is connected: when the project has imported it.
 
     ``tracer`` returns what makes the spans; ``celery_metrics`` and ``django_metrics`` what keeps the metrics;
     ``access`` tells whether each run gets its line; ``owns_logging`` whether Celery shall leave the root logger alone;
@@ -54,11 +52,6 @@ class TaskInstrumentation:
         self.access = access
         self.owns_logging = owns_logging
         self.set_role = set_role
-
-    def install(self) -> None:
-        """Wait for ``celery`` and ``django.tasks`` to be imported. Imports neither."""
-        when_imported("celery.signals", self.connect_celery)
-        when_imported("django.tasks.signals", self.connect_django)
 
     def connect_celery(self) -> None:
         """Connect to Celery's signals."""

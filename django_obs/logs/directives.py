@@ -20,10 +20,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import translate
-from typing import Any
+from typing import Any, NamedTuple
 
 # Above and below every level that is in use.
 OFF = 1 << 30
@@ -64,8 +63,7 @@ class DirectiveError(ValueError):
         super().__init__(f"{problem}, at character {position + 1}:\n  {shown}\n  {' ' * offset}^")
 
 
-@dataclass(frozen=True, slots=True)
-class FieldMatch:
+class FieldMatch(NamedTuple):
     """A condition on one field: that it is there, or what its value is."""
 
     name: str
@@ -96,8 +94,7 @@ class FieldMatch:
 MAX_MATCHED = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Directive:
+class Directive(NamedTuple):
     """One part of a filter."""
 
     level: int
@@ -232,12 +229,13 @@ def parts(text: str) -> list[tuple[int, str]]:
     return found
 
 
-_target = re.compile(r"[\w.\-:]+")
-_word = re.compile(r"[^\s,\[\]{}=]+")
-_name = re.compile(r"[^\s,\[\]{}=\"]+")
-_span = re.compile(r"[^\]{]*")
-_bare = re.compile(r"[^,{}\]\"]*")
-_number = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|NaN", re.ASCII)
+# Text, that each process compiles only those that its filter needs.
+_target = r"[\w.\-:]+"
+_word = r"[^\s,\[\]{}=]+"
+_name = r"[^\s,\[\]{}=\"]+"
+_span = r"[^\]{]*"
+_bare = r"[^,{}\]\"]*"
+_number = r"(?a:[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|NaN)"
 
 
 class Reader:
@@ -263,8 +261,8 @@ class Reader:
             return True
         return False
 
-    def match(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.match(self.text, self.position)
+    def match(self, pattern: str) -> str:
+        found = re.compile(pattern).match(self.text, self.position)
         if found is None:
             return ""
         self.position = found.end()
@@ -363,7 +361,7 @@ class Reader:
             raise self.error("a value")
         if literal in ("true", "false"):
             return FieldMatch(name, literal == "true", literal)
-        if _number.fullmatch(literal):
+        if re.fullmatch(_number, literal):
             number = float(literal)
             whole = literal.lstrip("+-").isdecimal() and len(literal) <= 40
             return FieldMatch(name, int(literal) if whole else number, literal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-class Arrival(importlib.abc.MetaPathFinder):
+class Arrival:
     """Calls back before and after the first import of a module, put in front of ``sys.meta_path``; then it is gone."""
 
     def __init__(

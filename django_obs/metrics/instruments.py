@@ -472,6 +472,20 @@ class CacheTally:
         self.failures: Any = None
 
 
+class Instruments:
+    """Everything that a process records with, and where it finds its collectors."""
+
+    __slots__ = ("cache", "catalogue", "database", "requests")
+
+    def __init__(
+        self, catalogue: Catalogue, requests: RequestInstruments, database: DatabaseInstruments, cache: CacheInstruments
+    ) -> None:
+        self.catalogue = catalogue
+        self.requests = requests
+        self.database = database
+        self.cache = cache
+
+
 def report(what: str) -> None:
     """Say once that something could not be counted; what it was about goes on."""
     if what not in _reported:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from django_obs import runtime
-from django_obs.metrics import catalogue as declared
 from django_obs.metrics import peers
 from django_obs.metrics.arrival import Arrival
-from django_obs.metrics.catalogue import Catalogue
-from django_obs.metrics.instruments import CacheInstruments, DatabaseInstruments, RequestInstruments
 
 if TYPE_CHECKING:
     from django_obs.conf import MetricSettings
     from django_obs.lifecycle import Guard
+    from django_obs.metrics.catalogue import Catalogue
     from django_obs.metrics.health import GarbagePauses, PipelineHealth
+    from django_obs.metrics.instruments import Instruments
     from django_obs.metrics.store import Store
 
 CLIENT = "prometheus_client"
@@ -58,14 +57,9 @@ class MetricPipeline:
         self._lock = threading.RLock()
         self._health: PipelineHealth | None = None
         self._pauses: GarbagePauses | None = None
-        self.catalogue = Catalogue(latency_buckets=settings.buckets, namespace=namespace, prepare=self._prepare)
-        self.requests = RequestInstruments(
-            self.catalogue, plain_scheme=plain_scheme, counted_elsewhere=peers.counts_requests
-        )
-        self.database = DatabaseInstruments(self.catalogue, counts_itself=peers.counts_queries)
-        self.cache = CacheInstruments(
-            self.catalogue, backend_label=peers.backend_label, counts_itself=peers.counts_cache
-        )
+        self._namespace = namespace
+        self._plain_scheme = plain_scheme
+        self._instruments: Instruments | None = None
 
     def install(self) -> None:
         """Move the metrics of prometheus_client into the store now, or when it is imported. Opens nothing."""
@@ -77,6 +71,35 @@ class MetricPipeline:
         if self._guard is not None:
             self._guard.on_start.append(self.start)
             self._guard.worker.every(TEND_INTERVAL, self.tend)
+
+    @property
+    def instruments(self) -> Instruments:
+        """What records requests, queries and cache operations; imported at the first question."""
+        if self._instruments is None:
+            from django_obs.metrics.catalogue import Catalogue
+            from django_obs.metrics.instruments import (
+                CacheInstruments,
+                DatabaseInstruments,
+                Instruments,
+                RequestInstruments,
+            )
+
+            with self._lock:
+                if self._instruments is None:
+                    catalogue = Catalogue(
+                        latency_buckets=self.settings.buckets, namespace=self._namespace, prepare=self._prepare
+                    )
+                    self._instruments = Instruments(
+                        catalogue,
+                        RequestInstruments(
+                            catalogue, plain_scheme=self._plain_scheme, counted_elsewhere=peers.counts_requests
+                        ),
+                        DatabaseInstruments(catalogue, counts_itself=peers.counts_queries),
+                        CacheInstruments(
+                            catalogue, backend_label=peers.backend_label, counts_itself=peers.counts_cache
+                        ),
+                    )
+        return self._instruments
 
     @property
     def store(self) -> Store:
@@ -118,12 +141,12 @@ class MetricPipeline:
         if self._guard is None or self._aside:
             return
         if self._health is None:
-            self._health = PipelineHealth(self.catalogue, self._guard.pipelines)
+            self._health = PipelineHealth(self.instruments.catalogue, self._guard.pipelines)
         # Before the interpreter calls back: in the middle of a collection is no place to open files.
         self.store.set_role(runtime.role())
         self.store.open()
         if self._pauses is None:
-            self._pauses = GarbagePauses(self.catalogue)
+            self._pauses = GarbagePauses(self.instruments.catalogue)
         self._pauses.install()
 
     def tend(self) -> None:
@@ -154,13 +177,14 @@ class MetricPipeline:
 
     def release(self, prefixes: tuple[str, ...]) -> None:
         """Leave the names that begin so to django-prometheus, which is about to register them."""
-        for catalogue in declared.catalogues:
+        for catalogue in catalogues():
             catalogue.release(prefixes)
-        self.requests.reset()
+        if self._instruments is not None:
+            self._instruments.requests.reset()
 
     def rejoin(self) -> None:
         """Show what was counted until then by the names that django-prometheus has registered."""
-        for catalogue in declared.catalogues:
+        for catalogue in catalogues():
             catalogue.rejoin()
 
     def _prepare(self) -> None:
@@ -168,3 +192,9 @@ class MetricPipeline:
         importlib.import_module("django_obs.metrics.health")
         peers.register_first()
         _ = self.store
+
+
+def catalogues() -> list[Catalogue]:
+    """Return the catalogues of this process; where none was imported there is none."""
+    module = sys.modules.get("django_obs.metrics.catalogue")
+    return module.catalogues if module is not None else []

@@ -7,12 +7,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from django_obs.management.obs import dashboards, status, tail, watch
+from django_obs.management.obs import dashboards, doctor, status, tail, watch
 from django_obs.management.obs import filter as filter_
 from django_obs.runtime import RuntimeDirError
 
 SUBCOMMANDS = {
     "dashboards": dashboards,
+    "doctor": doctor,
     "filter": filter_,
     "status": status,
     "tail": tail,
