@@ -304,10 +304,12 @@ class Watch:
 
     def _begin(self, order: WatchOrder) -> None:
         with opening.lock:
-            # Spans and lines of a process have one instance id, and encoding either takes the API's modules.
+            # Spans and lines of a process have one instance id. What sending them imports is imported here, where no
+            # fork can come in between: the API's modules, and the codec of host names.
             if self.prepare is not None:
                 self.prepare()
-            import_module("django_obs.log_export")
+            for module in ("django_obs.log_export", "encodings.idna"):
+                import_module(module)
         self.copier = copier = Copier(order, self.resource, self._end, self._say)
         self._tee_spans(copier)
         if self.listener is not None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import override_settings
 
-from django_obs.conf import LogSettings, TraceSettings
+from django_obs.conf import LogSettings, TraceSettings, get_settings
 from django_obs.lifecycle import Worker
+from django_obs.log_export import LogExport
 from django_obs.logs.entry import Entry
 from django_obs.logs.pipeline import LogPipeline
 from django_obs.runtime import WatchOrder
@@ -190,6 +192,38 @@ def test_unwatched_process_pays_nothing(make_site: Any, port: Any) -> None:
     assert count_calls(site.request) == cost
     unwatched.traces.shutdown(1.0)
     unwatched.logs.shutdown(1.0)
+
+
+@pytest.mark.skipif("coverage" in sys.modules, reason="somebody else counts here")
+def test_watched_request_pays_three_calls_for_its_spans(make_site: Any, port: Any) -> None:
+    site = make_site()
+
+    def request() -> None:
+        with site.traces.tracer.start_as_current_span("GET /"):
+            pass
+
+    request()
+    request()
+    cost = count_calls(request)
+    site.watch.obey(port.order())
+    request()
+    # A line costs the caller nothing: it is copied where it is written.
+    assert count_calls(request) <= cost + 3
+
+
+def test_lines_that_are_exported_are_copied_too(make_site: Any, port: Any) -> None:
+    with collector() as received, override_settings(DJANGO_OBS={"TRACES": {"ENDPOINT": received.endpoint}}):
+        site = make_site()
+        export = LogExport(get_settings(), resource=dict, flush_lines=site.logs.force_flush)
+        site.logs.listener.exporter = export
+        site.watch.obey(port.order())
+        site.log("Both")
+        wait_for(lambda: messages(port.recent) == {"Both"})
+        assert export.force_flush(20.0)
+        site.watch.obey(None)
+        assert site.logs.listener.exporter is export
+        export.shutdown(20.0)
+    assert [path for path, _ in received.bodies] == ["/v1/logs"]
 
 
 # -- When one side fails

@@ -118,6 +118,7 @@ class Tail:
         self._shown: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._held: dict[tuple[str, str], tuple[float, Mapping[str, Any]]] = {}
         self._said = ""
+        self._waiting = False
 
     def lines(self) -> list[str]:
         """Wait for a while and return what came. Raises CommandError if there is nothing to wait for."""
@@ -156,14 +157,16 @@ class Tail:
         except Unreachable as error:
             if not self._reached:
                 raise CommandError(f"The admin port does not answer at {error}. {HINT}.") from None
-            self._say(f"The admin port does not answer at {error}; waiting for it.")
+            if not self._waiting:
+                self._waiting = True
+                self._say(f"The admin port does not answer at {error}; waiting for it.")
             time.sleep(PAUSE)
             # It may come back at another port, with another token.
             self._renew_at = 0.0
             with suppress(CommandError):
                 self._port = self._find()
             return []
-        self._said = ""
+        self._waiting = False
         self._cursor = int(news["cursor"])
         if news["missed"]:
             self._say(f"{news['missed']} lines or requests came too fast to be kept for this tail.")
