@@ -23,6 +23,11 @@ from .finding import Finding, broken, ok, warning
 OFFICIAL_MIDDLEWARE = "opentelemetry.instrumentation.django."
 PROMETHEUS_MIDDLEWARE = "django_prometheus."
 MULTIPROC = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+# What stands in PYTHONPATH of the processes that they start.
+AGENTS = {
+    b"opentelemetry/instrumentation/auto_instrumentation": "opentelemetry-instrument",
+    b"ddtrace/bootstrap": "ddtrace-run",
+}
 # Imported by what everybody has (Django itself, the exporters, requests): that is no sign of a use.
 NO_SIGN = frozenset({"urllib", "urllib3", "grpc", "grpc-aio"})
 
@@ -254,10 +259,10 @@ def _environments() -> Iterator[Finding]:
             "Unset it and scrape manage.py runmetrics.",
         )
     for pid, command in _live():
-        if any("opentelemetry-instrument" in word or "ddtrace-run" in word for word in command):
+        if agent := _agent(pid):
             yield warning(
                 "project.agent",
-                f"Process {pid} was started by {command[0]!r}, whose tracer provider and instrumentors come first.",
+                f"Process {pid} was started by {agent}, whose tracer provider and instrumentors come first.",
                 "Start the server without it: django_obs needs no agent.",
             )
         if _is_uwsgi(command) and not {"--enable-threads", "--threads", "-T"} & set(command):
@@ -292,5 +297,15 @@ def _live() -> Iterator[tuple[int, list[str]]]:
             yield lane.holder, [word for word in words if word]
 
 
+def _agent(pid: int) -> str:
+    """Return what has started a process in its own way; both leave but a path, and then become what they start."""
+    with suppress(OSError):
+        for variable in (meeting.PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+            if variable.startswith(b"PYTHONPATH="):
+                return next((agent for place, agent in AGENTS.items() if place in variable), "")
+    return ""
+
+
 def _is_uwsgi(command: list[str]) -> bool:
-    return bool(command) and os.path.basename(command[0]) in ("uwsgi", "pyuwsgi")
+    # The second word where an interpreter runs it.
+    return any(os.path.basename(word) in ("uwsgi", "pyuwsgi") for word in command[:2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,11 @@ import types
 # As if it were installed.
 sys.modules["pymongo"] = types.ModuleType("pymongo")
 
+# Its instrumentor is not at work.
+import redis
+from opentelemetry.instrumentation.redis import RedisInstrumentor
+RedisInstrumentor().uninstrument()
+
 from django.contrib import admin
 from django.urls import path
 
@@ -103,6 +109,16 @@ from shop.settings import *
 
 INSTALLED_APPS = [*INSTALLED_APPS, "shop.plants.Replaced"]
 DJANGO_OBS = {"LOGS": {"FILTER": "off"}}
+"""
+
+COUNTING = """
+import signal
+import django
+django.setup()
+from prometheus_client import Counter
+Counter("django_obs_spans_failed_total", "Spans that the collector did not take.").inc(3)
+print("counted", flush=True)
+signal.pause()
 """
 
 BROKEN_URLS = """
@@ -171,6 +187,7 @@ def healthy(served: Served) -> Found:
 def many(served: Served) -> Found:
     found, _ = served.doctor(
         DJANGO_SETTINGS_MODULE="shop.many",
+        DJANGO_OBS_LOGS_STREAM="stdout",
         PROMETHEUS_MULTIPROC_DIR=str(served.project.directory),
         # Nobody is there.
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
@@ -233,6 +250,7 @@ def test_nothing_is_left(healthy: Found, served: Served) -> None:
         ("project.django_prometheus", "PrometheusBeforeMiddleware"),
         ("project.django_instrumentor", "opentelemetry-instrumentation-asgi"),
         ("project.instrumentor_missing", "pymongo"),
+        ("project.instrumentor_idle", "redis"),
         ("project.excluded_paths", "'/halth/'"),
         ("project.multiproc_dir", "PROMETHEUS_MULTIPROC_DIR"),
         ("line.once", "FileHandler"),
@@ -271,6 +289,35 @@ def test_processes_that_meet_elsewhere_are_named(served: Served) -> None:
     if os.path.isdir("/proc"):
         assert "process " in found["runtime.same_directory"]["message"]
     assert done.returncode == 1
+
+
+def test_troubles_of_live_processes_are_named(served: Served) -> None:
+    directory = served.project.directory
+    # Any program that is called so.
+    for name in ("uwsgi", "counting.py"):
+        (directory / name).write_text(COUNTING)
+    served.project.env["DJANGO_OBS_RUNTIME_DIR"] = str(directory / "tmp" / "apart")
+    started = []
+    try:
+        agent = shutil.which("opentelemetry-instrument", path=os.path.dirname(sys.executable))
+        assert agent is not None
+        exporters = [f"--{signal}_exporter=none" for signal in ("traces", "metrics", "logs")]
+        commands = {"bare": ["uwsgi", "--master"], "agent": [agent, *exporters, sys.executable, "counting.py"]}
+        for name, command in commands.items():
+            process = served.project.start(name, *command)
+            started.append(process)
+            process.wait_ready(lambda process=process: "counted" in process.said(), PATIENCE)
+        found, _ = served.doctor()
+    finally:
+        del served.project.env["DJANGO_OBS_RUNTIME_DIR"]
+        for process in started:
+            process.stop()
+
+    assert found["runtime.spans_failed"]["message"].startswith("6 spans")
+    assert found["runtime.processes"]["state"] == "ok"
+    if os.path.isdir("/proc"):
+        assert "--enable-threads" in found["project.uwsgi_threads"]["message"]
+        assert "opentelemetry-instrument" in found["project.agent"]["message"]
 
 
 def test_signals_that_are_off_are_no_failure(served: Served) -> None:

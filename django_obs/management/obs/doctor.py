@@ -42,8 +42,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(out: Any, *, as_json: bool, timeout: float, **options: Any) -> None:
     """Examine and tell; exit with status 1 if anything is broken."""
+    from django.apps import apps
+
     from django_obs.doctor.examination import examine
 
+    logs: Any = getattr(apps.get_app_config("django_obs"), "logs", None)
+    if logs is not None:
+        # The answer stands alone on stdout, wherever LOGS.STREAM sends lines.
+        logs.sink.stream = "stderr"
     findings = []
     for finding in examine(timeout):
         findings.append(finding)
