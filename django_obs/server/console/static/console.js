@@ -63,7 +63,7 @@
     const options = {
       width: place.clientWidth,
       height: place.clientHeight,
-      padding: [8, 4, 0, 0],
+      padding: [8, 16, 0, 0],
       tzDate: (moment) => uPlot.tzDate(new Date(moment * 1e3), "Etc/UTC"),
       legend: { show: false },
       cursor: { sync: { key: "obs" }, drag: { x: false, y: false }, y: false },
