@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -252,59 +253,54 @@ def test_wrong_token_ends_it(make_site: Any, port: Any) -> None:
     assert port.recent.stats()["lines"] == 0
 
 
-def test_watcher_that_hangs_holds_up_no_collector(
-    make_site: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watcher_that_hangs_holds_up_no_collector(make_site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_obs.watch.TIMEOUT", 0.3)
-    released = threading.Event()
     asked = threading.Semaphore(0)
-
-    def hang(connection: socket.socket) -> None:
-        connection.recv(1)
-        asked.release()
-        released.wait(60)
-
-    try:
-        with collector() as received, socket_server(hang) as hanging:
-            site = make_site(received.endpoint)
-            site.watch.obey(WatchOrder(f"http://127.0.0.1:{hanging}", "token", time.time() + 600))
-            site.request("first")
-            assert asked.acquire(timeout=60)
-            # It hangs now, and the collector gets all the same what came before and what comes.
-            site.request("second")
-            assert site.traces.force_flush(60.0)
-            assert {"first", "second"} <= set(received.names())
-            for number in range(PATIENCE * 4):
-                if site.watch.copier is not None:
-                    site.request(f"more {number}")
-                    asked.acquire(timeout=1)
-            wait_for(lambda: site.watch.copier is None)
-            assert is_bare(site)
-    finally:
-        released.set()
+    with collector() as received, hanging(asked.release) as port:
+        site = make_site(received.endpoint)
+        site.watch.obey(WatchOrder(f"http://127.0.0.1:{port}", "token", time.time() + 600))
+        site.request("first")
+        assert asked.acquire(timeout=60)
+        # It hangs now, and the collector gets all the same what came before and what comes.
+        site.request("second")
+        assert site.traces.force_flush(60.0)
+        assert {"first", "second"} <= set(received.names())
+        for number in range(PATIENCE * 4):
+            if site.watch.copier is not None:
+                site.request(f"more {number}")
+                asked.acquire(timeout=1)
+        wait_for(lambda: site.watch.copier is None)
+        assert is_bare(site)
 
 
 def test_collector_that_hangs_holds_up_no_watcher(make_site: Any, port: Any) -> None:
-    released = threading.Event()
     asked = threading.Event()
+    with hanging(asked.set) as collector_port:
+        site = make_site(f"http://127.0.0.1:{collector_port}/v1/traces")
+        site.watch.obey(port.order())
+        site.request("first")
+        site.traces.worker.wake()
+        assert asked.wait(60)
+        site.request("second")
+        wait_for(lambda: names(port.recent) == {"first", "second"})
+        assert site.traces.exporter.exported == 0
+
+
+@contextmanager
+def hanging(asked: Callable[[], object]) -> Iterator[int]:
+    """A server that takes a request and never answers; yields its port."""
+    released = threading.Event()
 
     def hang(connection: socket.socket) -> None:
         connection.recv(1)
-        asked.set()
+        asked()
         released.wait(60)
 
-    try:
-        with socket_server(hang) as hanging:
-            site = make_site(f"http://127.0.0.1:{hanging}/v1/traces")
-            site.watch.obey(port.order())
-            site.request("first")
-            site.traces.worker.wake()
-            assert asked.wait(60)
-            site.request("second")
-            wait_for(lambda: names(port.recent) == {"first", "second"})
-            assert site.traces.exporter.exported == 0
-    finally:
-        released.set()
+    with socket_server(hang) as port:
+        try:
+            yield port
+        finally:
+            released.set()
 
 
 def test_copies_that_wait_are_bounded(make_site: Any, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
