@@ -30,9 +30,19 @@ Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 # RFC 9112, section 3 and 5; a header name is a token and nothing stands between it and its colon.
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
 HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+# Bytes of a line between chunks, and lines behind the last of them.
+MAX_LINE, MAX_TRAILERS = 1024, 16
 TLS_HANDSHAKE = b"\x16"  # the first byte of a TLS record that opens a connection, RFC 8446, section 5.1
 # A header that may stand once only: two of them are two opinions about one request (RFC 9112, section 6.3).
 SINGLE = frozenset({b"host", b"content-length", b"authorization", b"transfer-encoding"})
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """In place of a length: the body comes in chunks, and may have so many bytes."""
+
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +300,7 @@ class Connection:
         head, self.buffer = self.buffer[:end], self.buffer[end + 4 :]
         return head
 
-    def _parse(self, head: bytes) -> tuple[Environ, int, bool]:
+    def _parse(self, head: bytes) -> tuple[Environ, int | Chunked, bool]:
         """Return the WSGI environment, the length of the body, and whether the client wants to stay."""
         first, *lines = head.split(b"\r\n")
         match = REQUEST_LINE.fullmatch(first)
@@ -312,8 +322,7 @@ class Connection:
             headers[name] = value
         if minor != b"0" and b"host" not in headers:
             raise Refused(HTTPStatus.BAD_REQUEST, "The header Host is missing.")
-        if b"transfer-encoding" in headers:
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Send a Content-Length, not a Transfer-Encoding.")
+        coding = headers.pop(b"transfer-encoding", None)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             raise Refused(HTTPStatus.BAD_REQUEST, "The Content-Length is no number.")
@@ -321,6 +330,16 @@ class Connection:
         keep = b"close" not in tokens and (minor != b"0" or b"keep-alive" in tokens)
         environ = self._environ(method, target, f"HTTP/1.{int(minor)}", headers)
         limit = self.limits.body_bytes
+        if coding is not None:
+            if self.listener.body_limit is not None:
+                limit = self.listener.body_limit(environ)
+            # Senders of telemetry zip as they send. All others know what they send, and two opinions about where a
+            # request ends are one too many.
+            if limit <= self.limits.body_bytes or coding.lower() != b"chunked" or minor == b"0":
+                raise Refused(HTTPStatus.LENGTH_REQUIRED, "Send a Content-Length, not a Transfer-Encoding.")
+            if b"content-length" in headers:
+                raise Refused(HTTPStatus.BAD_REQUEST, "A Content-Length and a Transfer-Encoding are one too many.")
+            return environ, Chunked(limit), keep
         if len(length) > 18 or int(length) > limit:
             if self.listener.body_limit is not None:
                 limit = max(limit, self.listener.body_limit(environ))
@@ -362,16 +381,60 @@ class Connection:
                 environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value.decode("latin-1")
         return environ
 
-    def _read_body(self, environ: Environ, length: int) -> bytes:
+    def _read_body(self, environ: Environ, length: int | Chunked) -> bytes:
+        if isinstance(length, Chunked):
+            return self._read_chunks(environ, length.limit)
         if length > len(self.buffer) and environ.get("HTTP_EXPECT", "").lower() == "100-continue":
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n", self.deadline)
+        return self._take(length)
+
+    def _read_chunks(self, environ: Environ, limit: int) -> bytes:
+        """Return a body that comes in chunks, RFC 9112, section 7.1."""
+        if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n", self.deadline)
+        chunks: list[bytes] = []
+        length = 0
+        while True:
+            match = CHUNK_LINE.fullmatch(self._take_line())
+            if match is None:
+                raise Refused(HTTPStatus.BAD_REQUEST, "A chunk is malformed.")
+            size = int(match[1], 16)
+            if size == 0:
+                break
+            length += size
+            if length > limit:
+                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is longer than {limit} bytes.")
+            chunks.append(self._take(size))
+            if self._take(2) != b"\r\n":
+                raise Refused(HTTPStatus.BAD_REQUEST, "A chunk is malformed.")
+        # Trailers tell nothing that anybody here asks for.
+        for _ in range(MAX_TRAILERS):
+            if not self._take_line():
+                environ["CONTENT_LENGTH"] = str(length)
+                return b"".join(chunks)
+        raise Refused(HTTPStatus.BAD_REQUEST, "There are too many trailers.")
+
+    def _take(self, length: int) -> bytes:
+        """Return the next bytes of the body."""
         while len(self.buffer) < length:
             chunk = self._receive_in_time()
             if not chunk:
-                raise Refused(HTTPStatus.BAD_REQUEST, "The body ends before its Content-Length.")
+                raise Refused(HTTPStatus.BAD_REQUEST, "The body ends before it should.")
             self.buffer += chunk
         body, self.buffer = self.buffer[:length], self.buffer[length:]
         return body
+
+    def _take_line(self) -> bytes:
+        """Return the next line of a body in chunks, without its end."""
+        while (end := self.buffer.find(b"\r\n", 0, MAX_LINE)) < 0:
+            if len(self.buffer) >= MAX_LINE:
+                raise Refused(HTTPStatus.BAD_REQUEST, "A chunk is malformed.")
+            chunk = self._receive_in_time()
+            if not chunk:
+                raise Refused(HTTPStatus.BAD_REQUEST, "The body ends before it should.")
+            self.buffer += chunk
+        line, self.buffer = self.buffer[:end], self.buffer[end + 2 :]
+        return line
 
     def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
         started: list[Any] = []

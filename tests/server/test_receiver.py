@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from django_obs.server.receiver import BODY_BYTES, JSON, PROTOBUF, UNZIPPED_BYTES
 from django_obs.server.recent import Recent
-from tests.server.conftest import serving
+from tests.server.conftest import Client, serving
 from tests.server.otlp import logs, record, span, traces, traces_request
 from tests.server.test_app import Port
 
@@ -254,3 +254,48 @@ def test_official_exporters_are_served(port: Port) -> None:
         provider.shutdown()
     (summary,) = recent(port).traces()
     assert (summary.name, summary.complete) == ("outer", True)
+
+
+def test_body_in_chunks_is_taken(port: Port) -> None:
+    # As the exporters of Java and JavaScript send what they zip.
+    application = port.application
+    body = gzip.compress(traces(*(span(1, number, text="x" * 1000) for number in range(1, 100))))
+    headers = {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
+    with serving(application, body_limit=application.body_limit) as listener:
+        client = http.client.HTTPConnection(listener.address, listener.port, timeout=20)
+        for _ in range(2):
+            pieces = (body[at : at + 700] for at in range(0, len(body), 700))
+            client.request("POST", "/v1/traces", pieces, headers, encode_chunked=True)
+            assert client.getresponse().read() == b""
+        client.close()
+    assert recent(port).stats()["spans"] == 99
+
+
+CHUNKED = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\nTransfer-Encoding: "
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (CHUNKED + b"chunked\r\n\r\n0\r\n\r\n", 200),
+        (CHUNKED + b"Chunked\r\n\r\n0;x=y\r\nTrailer: x\r\n\r\n", 200),
+        (CHUNKED + b"chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400),
+        (CHUNKED + b"chunked\r\n\r\n-1\r\n\r\n", 400),
+        (CHUNKED + b"chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n", 400),
+        (CHUNKED + b"chunked\r\n\r\n" + b"0" * 2000 + b"\r\n\r\n", 400),
+        (CHUNKED + b"chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 20 + b"\r\n", 400),
+        (CHUNKED + b"chunked\r\n\r\nffffffff\r\n", 413),
+        (CHUNKED + b"gzip, chunked\r\n\r\n0\r\n\r\n", 411),
+        (CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"chunked\r\n\r\n0\r\n\r\n", 411),
+        (CHUNKED.replace(b"/v1/traces", b"/filter") + b"chunked\r\n\r\n0\r\n\r\n", 411),
+        (CHUNKED.replace(b"localhost", b"evil.example") + b"chunked\r\n\r\n0\r\n\r\n", 411),
+    ],
+    ids=range(12),
+)
+def test_chunks_are_read_as_they_are_specified(port: Port, sent: bytes, status: int) -> None:
+    application = port.application
+    with serving(application, body_limit=application.body_limit) as listener:
+        client = Client(listener)
+        client.send(sent.replace(b"Host", b"Connection: close\r\nHost"))
+        assert int(client.read_all().split(b" ", 2)[1]) == status
+        client.close()
