@@ -67,6 +67,13 @@ def examine(pipeline: LogPipeline | None, timeout: float) -> Iterator[Finding]:
 
 def _send(pipeline: LogPipeline, timeout: float) -> Iterator[Finding]:
     logger = logging.getLogger(MARK)
+    if logger.manager.disable >= logging.WARNING:
+        yield is_broken(
+            "line.written",
+            f"logging.disable({logging.getLevelName(logger.manager.disable)}) silences all loggers.",
+            "Remove that call from the project.",
+        )
+        return
     level = next((each for each in (logging.INFO, logging.WARNING) if logger.isEnabledFor(each)), None)
     filter_text = get_settings().logs.filter
     if level is None:

@@ -40,7 +40,8 @@ def examine() -> Iterator[Finding]:
         place = probe_runtime_dir()
         there = store()
     except RuntimeDirError as error:
-        yield broken("runtime.directory", str(error), f"{error.way_out[:1].upper()}{error.way_out[1:]}.")
+        # As it stands: it may be a command.
+        yield broken("runtime.directory", f"{error.path} {error.reason}.", error.way_out)
         return
     if not place.exists():
         yield warning(

@@ -125,6 +125,8 @@ BROKEN_URLS = """
 from shop.settings import *
 
 ROOT_URLCONF = "shop.nothing"
+import logging
+logging.disable(logging.CRITICAL)
 """
 
 
@@ -140,7 +142,7 @@ class Served:
     def doctor(self, *arguments: str, **environ: str) -> tuple[Found, subprocess.CompletedProcess[str]]:
         """Run it; return its findings by their ids."""
         done = subprocess.run(
-            [sys.executable, "manage.py", "obs", "doctor", "--json", *arguments],
+            [sys.executable, "manage.py", "obs", "doctor", "--json", f"--timeout={PATIENCE}", *arguments],
             cwd=self.project.directory,
             env={**self.project.env, **environ},
             capture_output=True,
@@ -307,12 +309,15 @@ def test_troubles_of_live_processes_are_named(served: Served) -> None:
             process = served.project.start(name, *command)
             started.append(process)
             process.wait_ready(lambda process=process: "counted" in process.said(), PATIENCE)
+        with (directory / "tmp" / "apart" / "metrics" / "index").open("ab") as index:
+            index.write(b"somebody's text\n")
         found, _ = served.doctor()
     finally:
         del served.project.env["DJANGO_OBS_RUNTIME_DIR"]
         for process in started:
             process.stop()
 
+    assert "damaged" in found["runtime.lanes"]["message"]
     assert found["runtime.spans_failed"]["message"].startswith("6 spans")
     assert found["runtime.processes"]["state"] == "ok"
     if os.path.isdir("/proc"):
@@ -334,12 +339,13 @@ def test_urlconf_that_fails_hides_nothing_else(served: Served) -> None:
 
     assert found["project.urls"]["state"] == "broken"
     assert "shop.nothing" in found["project.urls"]["message"]
+    assert "logging.disable" in found["line.written"]["message"]
     assert found["port.sample"]["state"] == "ok"
 
 
 def test_text_for_people_names_what_to_do(served: Served) -> None:
     done = subprocess.run(
-        [sys.executable, "manage.py", "obs", "doctor", "--timeout", "20"],
+        [sys.executable, "manage.py", "obs", "doctor", "--timeout", str(PATIENCE)],
         cwd=served.project.directory,
         env={**served.project.env, "DJANGO_OBS_METRICS_PORT": "1", "DJANGO_OBS_LOGS_OTLP": "true"},
         capture_output=True,
