@@ -19,11 +19,12 @@ from django.test import Client
 from prometheus_client import CollectorRegistry
 
 import django_obs
-from django_obs import checks, conf
+from django_obs import checks, conf, runtime
 from django_obs.logs.entry import RESERVED, access_fields
 from django_obs.metrics import jobs, process
 from django_obs.metrics.catalogue import DECLARATIONS, Declaration
 from django_obs.metrics.scraper import Scraper
+from django_obs.server import address, assembly
 from django_obs.server.page import MetricsPage
 from django_obs.testing import capture_logs, capture_spans
 from tests.dashboards.mixin import FACTS, TARGET
@@ -307,6 +308,33 @@ def test_options_of_subcommand_are_documented_on_one_page(name: str) -> None:
     assert any(all(re.search(rf"(?<![\w-]){option}\b", text) for option in wanted) for text in told.values()), (
         f"none of {', '.join(told)} shows all of {', '.join(sorted(wanted))}"
     )
+
+
+# -- Inside ------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_are_documented() -> None:
+    sources = [path.read_text() for path in Path(django_obs.__file__).parent.rglob("*.py")]
+    started = {name for text in sources for name in re.findall(r'(?:Worker\(|name=)"(django_obs-[\w-]+)"', text)}
+
+    assert {name for name in table("inside.md", "## Threads", "thread") if name.startswith("django_obs-")} == started
+
+
+def test_files_of_the_runtime_directory_are_documented() -> None:
+    files = [name for name in table("inside.md", "## Files", "file") if " " not in name]
+
+    assert files == [runtime.SIGNPOST, runtime.CONTROL, address.FILE, f"{assembly.STORE}/"]
+
+
+def test_pictures_are_read_without_eyes_and_without_network() -> None:
+    pictures = list((DOCS / "images").glob("*.svg"))
+
+    assert pictures
+    for picture in pictures:
+        text = picture.read_text()
+        assert "<title" in text
+        assert "<desc" in text
+        assert not re.search(r"(?:href|src)=|<script|@import|url\((?!#)", text), picture.name
 
 
 # -- Blocks of code ---------------------------------------------------------------------------------------------------
