@@ -13,18 +13,21 @@ import example_project
 
 ROOT = Path(example_project.__file__).parent.parent
 SCRIPT = """
+import sys
 import django
 django.setup()
+def show(what, status):
+    sys.stdout.write(f"{what} {status}\\n")  # at once: print() leaves room for a log line after each word
 from django.core.management import call_command
 from django.test import Client
 call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 call_command("migrate", verbosity=0)
 client = Client(raise_request_exception=False, headers={"host": "localhost"})
 for path in ("/", "/products/leek/", "/products/caviar/", "/api/products/", "/stock/", "/broken/", "/healthz"):
-    print(path, client.get(path).status_code)
+    show(path, client.get(path).status_code)
 for quantity in (2, 0, 10**6):
     order = {"product": "leek", "quantity": quantity}
-    print(quantity, client.post("/api/orders/", order, content_type="application/json").status_code)
+    show(quantity, client.post("/api/orders/", order, content_type="application/json").status_code)
 """
 ANSWERS = """
 / 200

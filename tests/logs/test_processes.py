@@ -108,7 +108,7 @@ from django_obs.logs.pipeline import LogPipeline
 pipeline = LogPipeline(LogSettings(flush_interval=0.01), worker=guard.worker)
 pipeline.install()
 guard.adopt(pipeline)
-guard.arm(10.0)
+guard.arm(60.0)
 
 def work(number):
     bind(greenlet=number)
@@ -130,7 +130,7 @@ from django_obs.logs.pipeline import LogPipeline
 pipeline = LogPipeline(LogSettings(flush_interval=0.01), worker=guard.worker)
 pipeline.install()
 guard.adopt(pipeline)
-guard.arm(10.0)
+guard.arm(60.0)
 
 def log(step):
     logging.getLogger("shop").info("line", extra={"step": step})
