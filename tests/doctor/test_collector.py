@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import grpc
 import pytest
 from django.test import override_settings
 
@@ -15,6 +16,7 @@ from django_obs.conf import clear
 from django_obs.doctor import collector as doctor
 from django_obs.doctor.finding import Finding
 from tests.traces.support import Collector, accept, collector, free_port, socket_server
+from tests.traces.test_transport import grpc_collector
 
 TIMEOUT = 20.0
 
@@ -122,17 +124,17 @@ def test_grpc_to_a_port_of_http_is_told():
 
 @pytest.fixture
 def certified(tmp_path: Path):
-    """A server context, and the file of the authority that has signed its certificate."""
+    """A server context, the file of the authority that has signed its certificate, and the authority."""
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return context, tmp_path / "ca.pem"
+    return context, tmp_path / "ca.pem", authority
 
 
 def test_certificate_that_is_not_trusted_is_told(certified):
-    context, _ = certified
+    context, _, _ = certified
     with collector(ssl_context=context) as received:
         found = examine(f"https://127.0.0.1:{received.port}/v1/traces")
 
@@ -141,7 +143,7 @@ def test_certificate_that_is_not_trusted_is_told(certified):
 
 
 def test_variable_that_goes_before_the_certificate_is_told(certified, environment):
-    context, authority = certified
+    context, authority, _ = certified
     environment.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority))
     environment.setenv("REQUESTS_CA_BUNDLE", pytest.importorskip("certifi").where())
     with collector(ssl_context=context) as received:
@@ -152,7 +154,7 @@ def test_variable_that_goes_before_the_certificate_is_told(certified, environmen
 
 
 def test_certificate_that_is_trusted_holds(certified, environment):
-    context, authority = certified
+    context, authority, _ = certified
     environment.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority))
     with collector(ssl_context=context) as received:
         found = examine(f"https://127.0.0.1:{received.port}/v1/traces")
@@ -161,7 +163,7 @@ def test_certificate_that_is_trusted_holds(certified, environment):
 
 
 def test_plain_text_to_a_port_with_tls_is_told(certified):
-    context, _ = certified
+    context, _, _ = certified
     with collector(ssl_context=context) as received:
         found = examine(f"http://127.0.0.1:{received.port}/v1/traces")
 
@@ -185,3 +187,38 @@ def test_records_have_a_way_of_their_own(environment):
 
     assert found["log_collector.accepted"].state == "ok"
     assert [path for path, _ in received.bodies] == ["/v1/traces", "/v1/logs"]
+
+
+def test_collector_of_grpc_takes_it():
+    with grpc_collector() as received:
+        found = examine(f"http://localhost:{received.port}", "grpc")
+
+        assert received.names() == [doctor.TEST]
+    assert {finding.state for finding in found.values()} == {"ok"}
+
+
+def test_refusal_over_grpc_is_told_with_what_to_do():
+    with grpc_collector() as received:
+        received.answers = [lambda context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you")]
+        found = examine(f"http://localhost:{received.port}", "grpc")
+
+    assert "UNAUTHENTICATED who are you" in found["collector.status"].message
+    assert "HEADERS" in found["collector.status"].hint
+
+
+def test_http_to_a_port_of_grpc_is_told():
+    with grpc_collector() as received:
+        found = examine(f"http://localhost:{received.port}/v1/traces")
+
+    assert found["collector.accepted"].state == "broken"
+    assert "grpc" in found["collector.accepted"].hint
+
+
+def test_certificate_of_grpc_that_is_not_trusted_is_told(certified, tmp_path):
+    authority = certified[2].issue_cert("localhost")
+    key, chain = authority.private_key_pem.bytes(), authority.cert_chain_pems[0].bytes()
+    with grpc_collector(credentials=grpc.ssl_server_credentials([(key, chain)])) as received:
+        found = examine(f"https://localhost:{received.port}", "grpc")
+
+    assert found["collector.tls"].state == "broken"
+    assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in found["collector.tls"].hint
