@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 import django_obs
 from django_obs import checks, conf, runtime
 from django_obs.logs.entry import RESERVED, access_fields
+from django_obs.logs.filters import SCOPE_FIELDS
 from django_obs.metrics import jobs, process
 from django_obs.metrics.catalogue import DECLARATIONS, Declaration
 from django_obs.metrics.scraper import Scraper
@@ -228,6 +229,12 @@ def test_fields_of_a_task_are_documented() -> None:
     assert set(line) - RESERVED <= documented
     # What an eager run of Celery has not: it waits in no queue, and Django's tasks have a backend.
     assert documented - set(line) == {"queue_ms", "backend"}
+
+
+def test_fields_of_a_filter_are_documented() -> None:
+    (told,) = re.findall(r"^- `field` is (.+)$", (DOCS / "logs.md").read_text(), flags=re.MULTILINE)
+
+    assert set(re.findall(r"`([a-z_.]+)`", told)) == set(SCOPE_FIELDS)
 
 
 # -- Spans ------------------------------------------------------------------------------------------------------------
