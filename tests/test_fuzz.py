@@ -441,6 +441,30 @@ def test_any_damage_to_the_store_costs_what_it_hits_and_no_more(
     assert len(text) < 100_000
 
 
+@shared
+@example([b""] * 1000, b"")
+@given(st.lists(st.binary(max_size=300), max_size=20), st.binary(max_size=100))
+def test_any_garbage_in_the_index_leaves_what_is_sound_and_room_for_more(
+    tmp_path: Path, sound: dict[str, bytes], garbage: list[bytes], torn: bytes
+) -> None:
+    directory = tmp_path / "metrics"
+    spoil(directory, sound, {}, b"".join(line + b"\n" for line in garbage) + torn)
+    text = Scraper(lambda: directory).text()
+    store = Store(lambda: directory)
+    try:
+        assert store.open()
+        assert store._index is not None
+        wanted = Request(Definition("counter", "fresh", ("kind",)), "Fresh.", "", ("new",))
+        (place,) = store._index.place([wanted], math.inf, 100_000)
+    finally:
+        store.close()
+
+    assert 'jobs_total{kind="a"} 3.0' in text
+    assert 'seconds_count{view="index"} 1.0' in text
+    assert place is not None
+    assert 'fresh_total{kind="new"} 0.0' in Scraper(lambda: directory).text()
+
+
 # -- The environment ---------------------------------------------------------------------------------------------------
 
 VARIABLES = [
