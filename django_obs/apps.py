@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from django_obs.log_export import LogExport
     from django_obs.logs.pipeline import LogPipeline
     from django_obs.metrics.pipeline import MetricPipeline
+    from django_obs.trace_signal import TraceSignal
     from django_obs.traces.pipeline import TracePipeline
     from django_obs.traces.requests import RequestTracing
-    from django_obs.traces.signal import TraceSignal
     from django_obs.watch import Watch
 
 
@@ -87,7 +87,7 @@ class DjangoObsConfig(AppConfig):
 def await_traces(settings: Settings) -> TraceSignal:
     """Have our provider installed, unless another one is there already, once anybody has to do with spans."""
     from django_obs.instrumentation.imports import when_imported
-    from django_obs.traces.signal import TraceSignal
+    from django_obs.trace_signal import TraceSignal
 
     signal = TraceSignal(settings.traces, service_name=settings.service_name)
     signal.install(when_imported)
@@ -137,8 +137,7 @@ def is_quiet() -> bool:
 
 def export_logs(settings: Settings, logs: LogPipeline, traces: TraceSignal | None) -> LogExport:
     """Send what is logged to the collector as well."""
-    # A process has one instance id: it must not matter whether its first line or its first span is sent first. And
-    # before the import below, whose modules the pipeline needs whole.
+    # A process has one instance id: it must not matter whether its first line or its first span is sent first.
     if traces is not None:
         traces.build()
     from django_obs.log_export import LogExport

@@ -15,7 +15,7 @@ from django_obs.apps import MIDDLEWARE, is_ours
 from django_obs.checks import check_settings
 from django_obs.conf import get_settings, is_default, origin_of, place_of
 from django_obs.instrumentation.outgoing import DISTRIBUTIONS, INSTRUMENTORS
-from django_obs.traces.signal import TraceSignal
+from django_obs.trace_signal import TraceSignal
 
 from . import meeting
 from .finding import Finding, broken, ok, warning

@@ -1,3 +1,7 @@
 """Request, query, any OpenTelemetry user -> Span -> held by its root -> encoder -> [bounded queue] -> exporter."""
 
 from __future__ import annotations
+
+# Before any module of ours: the end of this import builds the pipeline (`django_obs.trace_signal`), which needs them
+# whole, not in the middle of an import of their own.
+import opentelemetry.trace  # noqa: F401

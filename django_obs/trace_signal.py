@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from django_obs.conf import TraceSettings
-
-    from .pipeline import TracePipeline
+    from django_obs.traces.pipeline import TracePipeline
 
 API = "opentelemetry.trace"
 
@@ -46,7 +45,7 @@ class TraceSignal:
             importlib.import_module(API)
             with self._lock:
                 if self.pipeline is None:
-                    from .pipeline import TracePipeline
+                    from django_obs.traces.pipeline import TracePipeline
 
                     pipeline = TracePipeline(self.settings, service_name=self.service_name)
                     pipeline.install()
