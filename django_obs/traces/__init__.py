@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-# Before any module of ours: the end of this import builds the pipeline (`django_obs.trace_signal`), which needs them
+# Before any module of ours: the end of this import builds the pipeline (see `TraceSignal`), which needs them
 # whole, not in the middle of an import of their own.
 import opentelemetry.trace  # noqa: F401
