@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 SCALE = 1000
 UNNAMED = "(no name)"
 NO_VIEW = "(no view)"
+# Characters of a text in a list.
+AT_A_GLANCE = 2000
 
 
 class Mark(NamedTuple):
@@ -98,9 +100,9 @@ def trace(summary: TraceSummary, longest: int = 1, service: str = "") -> TraceRo
         summary.trace_id,
         words.clock(moment),
         words.date(moment),
-        summary.name or UNNAMED,
-        summary.service if summary.service != service else "",
-        ", ".join(filter(None, (summary.service, summary.role))),
+        waterfall.text(summary.name, waterfall.LONGEST_NAME) or UNNAMED,
+        waterfall.text(summary.service, waterfall.LONGEST_NAME) if summary.service != service else "",
+        waterfall.text(", ".join(filter(None, (summary.service, summary.role))), waterfall.LONGEST_NAME),
         marks,
         "bad" if summary.error else "slow" if summary.slow else "",
         words.count(summary.span_count),
@@ -116,23 +118,28 @@ def lines(found: Iterable[Line], names: Mapping[str, str] | None = None) -> list
 
 
 def _line(line: Line, names: Mapping[str, str] | None) -> LineRow:
+    # A list of all shows less of each than the page of a trace.
+    longest = AT_A_GLANCE if names is None else waterfall.LONGEST
     if names is None:
         link, link_text = (f"/traces/{line.trace_id}", "The trace of this line") if line.trace_id else ("", "")
     else:
         name = names.get(line.span_id)
-        link, link_text = ("", "") if name is None else (f"#s-{line.span_id}", f"In the span {name}")
-    fields = waterfall.pairs(line.attributes, without=waterfall.EXCEPTION_TRACE)
-    source = line.source
-    who = ", ".join(filter(None, (source.service, source.role, f"pid {source.pid}" if source.pid else "")))
-    fields += [(name, value) for name, value in (("process", who), ("trace_id", line.trace_id)) if value]
+        link, link_text = (
+            ("", "")
+            if name is None
+            else (f"#s-{line.span_id}", f"In the span {waterfall.text(name, waterfall.LONGEST_NAME)}")
+        )
+    fields = waterfall.pairs(line.attributes, waterfall.EXCEPTION_TRACE, longest)
+    facts = (("process", waterfall.process(line.source)), ("trace_id", line.trace_id))
+    fields += [(name, value) for name, value in facts if value]
     state = "error" if line.levelno >= 40 else "warning" if line.levelno >= 30 else "debug" if line.levelno < 20 else ""
     return LineRow(
         line.sequence,
         words.clock(line.time_ns / 1e9),
-        line.level,
+        waterfall.text(line.level, waterfall.LONGEST_NAME),
         state,
-        line.logger,
-        line.message,
+        waterfall.text(line.logger, waterfall.LONGEST_NAME),
+        waterfall.text(line.message, longest),
         waterfall.text(line.attributes.get(waterfall.EXCEPTION_TRACE, "")),
         fields,
         link,

@@ -130,7 +130,7 @@ class Console:
         base = self.history.base()
         if base is not None and self.history.samples[-1].clock - base.clock < SETTLED:
             base = None
-        losses = None if base is None else base.losses
+        pipes = pipelines.table(page, None if base is None else base.losses)
         return self._page(
             environ,
             "overview.html",
@@ -152,9 +152,9 @@ class Console:
                         if loss.total
                     ],
                 }
-                for row in pipelines.table(page, losses)
+                for row in pipes
             ],
-            pipeline_notes=[row.note for row in pipelines.table(page, losses) if row.note],
+            pipeline_notes=[row.note for row in pipes if row.note],
             views=self._views(page),
             processes=[
                 {
@@ -238,17 +238,20 @@ class Console:
             text = "The root of this trace has not come in: it runs still, or was sent elsewhere."
             notes.append({"state": "", "text": text})
         names = {span.span_id: span.name for span in trace.spans}
+        row = rows.trace(trace.summary)
         return self._page(
             environ,
             "trace.html",
-            trace.summary.name or f"Trace {trace_id[:16]}",
-            trace=rows.trace(trace.summary),
+            row.name,
+            trace=row,
             notes=notes,
             summary=summary,
             bars=laid.bars,
             ticks=laid.ticks,
             left_out=words.count(laid.left_out) if laid.left_out else "",
-            lines=rows.lines(trace.lines, names),
+            lines=rows.lines(trace.lines[:LINES], names),
+            lines_in_all=words.count(len(trace.lines)),
+            more_lines=words.count(len(trace.lines) - LINES) if len(trace.lines) > LINES else "",
             no_lines="No line of this trace has come in. Its level may be filtered.",
         )
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django_obs.server.console import words
 
 if TYPE_CHECKING:
-    from django_obs.server.recent import Span, Trace
+    from django_obs.server.recent import Source, Span, Trace
 
 # What the bars are measured in; the narrowest one is still to be seen.
 SCALE = 1000
 NARROWEST = 3
 # Rows of a page. A request with more queries is shown by its first ones, with a word on the others.
 MOST_ROWS = 1000
+# Of one text, in characters, and of the attributes of one span or line: a page has to be rendered, sent and read.
+LONGEST = 10_000
+LONGEST_NAME = 300
+MOST_PAIRS = 200
 # Steps to the right; what lies deeper is not indented further.
 DEEPEST = 12
 
@@ -36,15 +40,16 @@ class Event(NamedTuple):
 class Bar(NamedTuple):
     """A row: a span, and where its bar begins and how long it is, in thousandths of the whole."""
 
-    span: Span
+    span_id: str
+    name: str
     depth: int
     kind: str  # one of "error", "database", "cache", "server", "client", "internal"
     x: int
     width: int
-    offset: str
     duration: str
     statement: str
     times: int  # that the same statement is executed in this trace
+    facts: list[tuple[str, str]]
     attributes: list[tuple[str, str]]
     events: list[Event]
 
@@ -83,19 +88,20 @@ def waterfall(trace: Trace) -> Waterfall:
         statement = _statement(span)
         bars.append(
             Bar(
-                span,
+                span.span_id,
+                text(span.name, LONGEST_NAME),
                 min(depth, DEEPEST),
                 kind_of(span),
                 min(x, SCALE - NARROWEST),
                 min(width, SCALE - min(x, SCALE - NARROWEST)),
-                f"+{words.seconds((span.start_ns - start) / 1e9)}",
                 words.seconds(span.duration_ns / 1e9),
                 statement,
                 statements[statement] if statement else 0,
+                _facts(span, start),
                 pairs(span.attributes, without=STATEMENT),
                 [
                     Event(
-                        event.name,
+                        text(event.name, LONGEST_NAME),
                         f"+{words.seconds(max(0, event.time_ns - start) / 1e9)}",
                         pairs(event.attributes, without=EXCEPTION_TRACE),
                         text(event.attributes.get(EXCEPTION_TRACE, "")),
@@ -140,6 +146,24 @@ def kind_of(span: Span) -> str:
     )
 
 
+def _facts(span: Span, start: int) -> list[tuple[str, str]]:
+    """Return what is known of a span beside its attributes."""
+    facts = [
+        ("began", f"+{words.seconds((span.start_ns - start) / 1e9)}"),
+        ("kind", span.kind),
+        ("process", process(span.source)),
+        ("scope", text(span.scope, LONGEST_NAME)),
+        ("status", text(span.status_message)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def process(source: Source) -> str:
+    """Say which process sent something."""
+    parts = (source.service, source.role, f"pid {source.pid}" if source.pid else "")
+    return text(", ".join(filter(None, parts)), LONGEST_NAME)
+
+
 def _statement(span: Span) -> str:
     return text(span.attributes.get(STATEMENT) or span.attributes.get("db.statement") or "")
 
@@ -153,11 +177,16 @@ def _queries(trace: Trace) -> Queries:
     return Queries(len(found), words.seconds(seconds), most if most > 3 else 0)
 
 
-def pairs(attributes: Mapping[str, Any], without: str = "") -> list[tuple[str, str]]:
+def pairs(attributes: Mapping[str, Any], without: str = "", longest: int = LONGEST) -> list[tuple[str, str]]:
     """Return attributes by name, as text."""
-    return [(name, text(value)) for name, value in sorted(attributes.items()) if name != without]
+    found = sorted(name for name in attributes if name != without)
+    return [(name[:longest], text(attributes[name], longest)) for name in found[:MOST_PAIRS]]
 
 
-def text(value: Any) -> str:
-    """Write a value as people would."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def text(value: Any, longest: int = LONGEST) -> str:
+    """Write a value as people would, so far as there is room."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    more = len(written) - longest
+    return written if more <= 0 else f"{written[:longest]}\N{HORIZONTAL ELLIPSIS} ({words.count(more)} more characters)"

@@ -326,6 +326,19 @@ def test_trace_of_lines_alone_is_shown(port: Port) -> None:
     assert "No span of this trace has come in" in found.text
 
 
+def test_long_texts_and_many_lines_are_cut_and_counted(port: Port) -> None:
+    long = "x" * 50_000
+    fill(port, long)
+    port.recent.add_logs(logs(*(record("again", trace=1, start=EPOCH + n) for n in range(400))))
+
+    body = port("GET", f"/traces/{TRACE}").body
+
+    assert b"(40\xe2\x80\xaf000 more characters)" in body
+    assert b"101 later ones are not shown" in body
+    assert body.count(b"x") < 200_000
+    assert port("GET", "/lines").body.count(b"x") < 30_000
+
+
 def test_trace_without_its_root_says_so(port: Port) -> None:
     port.recent.add_traces(traces(span(1, 2, parent=1, kind=CLIENT)))
     assert "has not come in" in page(port, f"/traces/{TRACE}").text
