@@ -110,7 +110,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     temporary.mkdir()
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_", "XDG_"))},
-        "DJANGO_SETTINGS_MODULE": "tests.dashboards.site.settings",
+        "DJANGO_SETTINGS_MODULE": "tests.dashboards.watched.settings",
         "DATABASE_URL": f"sqlite:///{directory / 'shop.sqlite3'}",
         "BROKER": BROKER,
         "QUEUE": f"django_obs-{uuid.uuid4().hex}",
@@ -127,9 +127,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         start("migrate", sys.executable, "-m", "django", "migrate", "--verbosity=0").finish()
         site, metrics, port = free_port(), free_port(), free_port()
         bind = (f"--bind=127.0.0.1:{site}", "--workers=2", f"--control-socket={directory / 'gunicorn.ctl'}")
-        start("gunicorn", sys.executable, "-m", "gunicorn", "tests.dashboards.site.wsgi", *bind).wait_port(site)
-        worker = ("-m", "celery", "-A", "tests.dashboards.site.celery", "worker", "--pool=solo", "--loglevel=warning")
-        start("celery", sys.executable, *worker, "--without-gossip", "--without-mingle")
+        start("gunicorn", sys.executable, "-m", "gunicorn", "tests.dashboards.watched.wsgi", *bind).wait_port(site)
+        worker = ("-m", "celery", "-A", "tests.dashboards.watched.celery", "worker", "--pool=solo")
+        start("celery", sys.executable, *worker, "--loglevel=warning", "--without-gossip", "--without-mingle")
         start("runmetrics", sys.executable, "-m", "django", "runmetrics", f"--port={metrics}").wait_port(metrics)
         (directory / "prometheus.yml").write_text(CONFIG.format(port=metrics))
         observer = start(
