@@ -456,6 +456,15 @@ def test_changelog_has_the_version() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == django_obs.__version__
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "example_project/README.md"])
+def test_links_outside_of_the_site_lead_somewhere(page: str) -> None:
+    # Those within the site are mkdocs's to check.
+    file = ROOT / page
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text())
+
+    assert [link for link in links if "://" not in link and not (file.parent / link).exists()] == []
+
+
 def test_readme_commands_are_one_line_each() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in ("demo", "tests"):
