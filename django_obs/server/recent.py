@@ -7,7 +7,7 @@ How it is used, by the console, the tail and whoever else reads::
     recent.add_logs(body, role="web")                 # ExportLogsServiceRequest; both raise ValueError: not OTLP
     recent.traces(limit=50, errors=True)              # list[TraceSummary], the newest first
     recent.trace("4bf92f3577b34da6a3ce929d0e0e4736")  # Trace with spans and lines by time, or None
-    recent.lines(limit=50, matches=Selection(...).admits)   # list[Line], the newest first
+    recent.lines(limit=50, matches=Selection.read("warn,shop=debug").admits)  # list[Line], the newest first
     news = recent.follow(None)                        # where we are now: News(cursor, (), 0)
     news = recent.follow(news.cursor, timeout=20.0)   # News(cursor, items: Line | Finished, missed), waits for some
     recent.stats()                                    # dict: traces, spans, lines held; bytes; evicted, refused so far

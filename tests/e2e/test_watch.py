@@ -82,7 +82,7 @@ class Shop:
 
     def follow(self, *, watched: bool) -> None:
         """Ask until all of them are watched, or none."""
-        assert poll(lambda: all(each["watched"] is watched for each in self.states().values()), PATIENCE)
+        assert poll(lambda: all(each["watched"] is watched for each in self.states().values()), 2 * PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_tail_shows_all_workers_and_the_asgi_server_and_ends_with_them_unwatched
         shop.states()
         return {item["pid"] for item in items(tail) if item.get("logger") == "django_obs.access"}
 
-    assert poll(lambda: seen() >= pids, PATIENCE), (pids, tail.said())
+    assert poll(lambda: seen() >= pids, 2 * PATIENCE), (pids, tail.said())
     for item in items(tail):
         assert item["role"] == "web" or item["pid"] not in pids
     # A request is shown once, though its line and its span have come.

@@ -36,6 +36,14 @@ def rows(text: str) -> dict[str, str]:
     return dict(re.split(r":\s+", line, maxsplit=1) for line in text.splitlines() if not line.startswith(" "))
 
 
+def test_status_says_until_when_the_processes_are_watched(control):
+    assert "Watched" not in rows(obs("status"))
+    control.update(watch={"url": "http://127.0.0.1:9000", "token": "secret", "until": time.time() + 600})
+    shown = rows(obs("status"))
+    assert re.search(r"\(in (10m|9m \d+s)\)$", shown["Watched"])
+    assert "secret" not in str(shown)
+
+
 # -- filter
 
 

@@ -33,8 +33,13 @@ def run(out: Any, **options: Any) -> None:
         ("Signals", ", ".join(signals) or "none"),
         ("Directory", str(runtime_dir())),
     )
+    control = control_file()
     if settings.logs.enabled:
-        show_filter(out, control_file())
+        show_filter(out, control)
+    control.poll()
+    if control.watch is not None:
+        left = duration(control.watch.until - time.time())
+        show(out, ("Watched", f"until {moment(control.watch.until)} (in {left})"))
     if settings.traces.enabled:
         show(out, ("Collector", f"{settings.traces.endpoint} ({settings.traces.protocol})"))
     if settings.metrics.enabled:
