@@ -78,7 +78,10 @@ HEADERS = {
     "HTTP_X_FORWARDED_FOR": almost("127.0.0.1", ","),
     "HTTP_X_FORWARDED_PROTO": latin,
     "HTTP_X_REQUESTED_WITH": latin,
-    "CONTENT_TYPE": almost("text/html; charset=utf-8", "multipart/form-data; boundary="),
+    # Django itself fails at a NUL in the name of a character set, before any middleware; servers let none through.
+    "CONTENT_TYPE": almost("text/html; charset=utf-8", "multipart/form-data; boundary=").map(
+        lambda text: text.replace("\0", "")
+    ),
     "CONTENT_LENGTH": almost("0", "-1", "9" * 30),
     "QUERY_STRING": almost("password=secret", "&", "=", "%", "a[]=1"),
     "PATH_INFO": almost("/items/7/", "/", "//", "/fail/").map(lambda text: "/" + text),
