@@ -38,7 +38,8 @@ def get(path="/"):
 def run(code: str, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a project of its own in another process, with nothing of the tests' settings."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("DJANGO_", "OTEL_"))}
-    environ |= {"PYTHONPATH": str(ROOT), "DJANGO_OBS_RUNTIME_DIR": str(tmp_path / "run"), **env}
+    # Unbuffered, print() writes text and newline one by one, and a line of the log may come in between.
+    environ |= {"PYTHONUNBUFFERED": "", "PYTHONPATH": str(ROOT), "DJANGO_OBS_RUNTIME_DIR": str(tmp_path / "run"), **env}
     done = subprocess.run(
         [sys.executable, "-c", PROJECT + textwrap.dedent(code)],
         capture_output=True,
