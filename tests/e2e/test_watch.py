@@ -18,6 +18,7 @@ from example_project.demo.processes import Process, free_port, poll
 from example_project.demo.receiver import Receiver
 from example_project.demo.story import read_lines
 from tests.e2e.project import PATIENCE, Project, Site
+from tests.management.test_tail import LAUNCH
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +114,7 @@ def watch_of(metrics: Site) -> dict[str, Any]:
 
 
 def start_tail(project: Project, metrics: Site, *arguments: str) -> Process:
-    tail = project.start("tail", "manage.py", "obs", "tail", "--json", *arguments)
+    tail = project.start("tail", "-c", LAUNCH, "tail", "--json", *arguments)
     assert poll(lambda: watch_of(metrics)["watched"], PATIENCE), tail.said()
     return tail
 
@@ -181,11 +182,16 @@ def test_processes_stop_when_the_port_is_gone_and_lose_nothing(shop: Shop) -> No
     metrics = shop.project.serve_metrics()
     shop.project.manage("obs", "watch", "--for", "1h")
     shop.follow(watched=True)
+    # It takes connections and answers nothing: the collector gets its spans all the same.
+    os.kill(metrics.process.pid, signal.SIGSTOP)
+    before = len(shop.collector.spans)
+    shop.states()
+    assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
     metrics.process.stop(signal.SIGKILL)
     shop.follow(watched=False)
     before = len(shop.collector.spans)
     shop.states()
-    assert poll(lambda: len(shop.collector.spans) > before, PATIENCE)
+    assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
 
     # The order still holds: the next port takes it over, and they follow again.
     metrics = shop.project.serve_metrics()

@@ -26,13 +26,21 @@ from tests.traces.support import free_port, wait_for
 
 ENVIRON = {"DJANGO_SETTINGS_MODULE": "tests.settings", "DJANGO_OBS_TRACES_ENABLED": "false", "PYTHONUNBUFFERED": "1"}
 
+# A shell lets its background jobs ignore SIGINT, and what they start inherits that.
+LAUNCH = """
+import signal, sys
+from django.core.management import execute_from_command_line
+signal.signal(signal.SIGINT, signal.default_int_handler)
+execute_from_command_line(["manage.py", "obs", *sys.argv[1:]])
+"""
+
 
 class Command:
     """A running ``manage.py obs``."""
 
     def __init__(self, runtime_dir: Path, *arguments: str, **environ: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "django", "obs", *arguments],
+            [sys.executable, "-c", LAUNCH, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
