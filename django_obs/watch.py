@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -91,7 +92,7 @@ class Copier:
         self,
         order: WatchOrder,
         resource: Callable[[], Mapping[str, Any]],
-        on_end: Callable[[], None],
+        on_end: Callable[[Copier], None],
         say: Callable[[str], None],
     ) -> None:
         self.url, self.token = order.url, order.token
@@ -202,7 +203,7 @@ class Copier:
         """Forget what waits, and let the thread end when it can. Never waits."""
         if not self.ended:
             self.ended = True
-            self._on_end()
+            self._on_end(self)
             self.worker.stop(0)
 
     def flush(self, timeout: float) -> None:
@@ -284,6 +285,8 @@ class Watch:
         self._lines: LineTee | None = None
         self._sent = self._dropped = 0
         self._said = ""
+        # A first request and the worker may see an order at the same time, and a copier gives up in its own thread.
+        self._changing = threading.RLock()
 
     def attach(self, provider: TracerProvider) -> None:
         """Copy the spans of this provider, too."""
@@ -293,14 +296,18 @@ class Watch:
 
     def obey(self, order: WatchOrder | None) -> None:
         """Copy to where the order says, or no longer."""
-        copier = self.copier
-        if copier is not None and not copier.ended:
-            if order is not None and (order.url, order.token) == (copier.url, copier.token):
-                copier.renew(order)
-                return
-            copier.end()
-        if order is not None:
-            self._begin(order)
+        with self._changing:
+            copier = self.copier
+            if copier is not None:
+                same = order is not None and (order.url, order.token) == (copier.url, copier.token)
+                if order is not None and same and not copier.ended:
+                    copier.renew(order)
+                    return
+                copier.end()
+                # It may be about to end by itself: what comes now shall not stand on top of it.
+                self._end(copier)
+            if order is not None:
+                self._begin(order)
 
     def _begin(self, order: WatchOrder) -> None:
         with opening.lock:
@@ -321,19 +328,21 @@ class Watch:
             self._spans = SpanTee(self.provider.sink, copier)
             self.provider.sink = self._spans
 
-    def _end(self) -> None:
-        """Put everything back as it stood."""
-        spans, lines = self._spans, self._lines
-        if spans is not None and self.provider is not None and self.provider.sink is spans:
-            self.provider.sink = spans.behind
-        if lines is not None and self.listener is not None and self.listener.exporter is lines:
-            self.listener.exporter = lines.behind
-        self._spans = self._lines = None
-        if self.copier is not None:
-            for copies in (self.copier.spans, self.copier.lines):
+    def _end(self, copier: Copier) -> None:
+        """Put everything back as it stood before this copier, unless that was done."""
+        with self._changing:
+            if self.copier is not copier:
+                return
+            spans, lines = self._spans, self._lines
+            if spans is not None and self.provider is not None and self.provider.sink is spans:
+                self.provider.sink = spans.behind
+            if lines is not None and self.listener is not None and self.listener.exporter is lines:
+                self.listener.exporter = lines.behind
+            self._spans = self._lines = None
+            for copies in (copier.spans, copier.lines):
                 self._sent += copies.sent
                 self._dropped += copies.dropped + copies.waiting
-        self.copier = None
+            self.copier = None
 
     def _say(self, reason: str) -> None:
         # Orders are renewed all the time: said once, until it was otherwise.
@@ -343,6 +352,7 @@ class Watch:
 
     def after_fork(self) -> None:
         """Forget what the parent has queued; the order goes on to hold."""
+        self._changing = threading.RLock()
         self._sent = self._dropped = 0
         if self.copier is not None:
             self.copier.after_fork()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,51 @@ def test_nobody_there_is_said_once_and_ends_it(make_site: Any, caplog: pytest.Lo
         "Copies for who watches are not taken: nobody is there. None are sent until the next order."
     ) == 1
     assert site.watch.stats()["dropped"] > 0
+
+
+def test_order_that_comes_while_copies_give_up_takes_their_place(make_site: Any, port: Any) -> None:
+    site = make_site()
+    sink, exporter = site.traces.provider.sink, site.logs.listener.exporter
+    site.watch.obey(port.order()._replace(token="old"))
+    old = site.watch.copier
+    # As its thread does, which gets no further for now.
+    old.ended = True
+    site.watch.obey(port.order())
+    new = site.watch.copier
+    old._on_end(old)
+
+    assert site.watch.copier is new is not old
+    site.request()
+    wait_for(lambda: port.recent.stats()["lines"] == 1)
+    site.watch.obey(None)
+    assert (site.traces.provider.sink, site.logs.listener.exporter) == (sink, exporter)
+
+
+def test_order_that_two_threads_see_at_once_begins_once(make_site: Any, port: Any) -> None:
+    site = make_site()
+    sink = site.traces.provider.sink
+    together, second, order = threading.Barrier(4), threading.Barrier(2), port.order()
+    prepared: list[int] = []
+
+    def prepare() -> None:
+        prepared.append(1)
+        with suppress(threading.BrokenBarrierError):
+            second.wait(0.3)  # let another in, if it can come in
+
+    site.watch.prepare = prepare
+
+    def obey() -> None:
+        together.wait(60)
+        site.watch.obey(order)
+
+    threads = [threading.Thread(target=obey) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert prepared == [1]
+    site.watch.obey(None)
+    assert site.traces.provider.sink is sink
 
 
 def test_wrong_token_ends_it(make_site: Any, port: Any) -> None:
