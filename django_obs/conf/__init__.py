@@ -17,7 +17,7 @@ from typing import Any
 from django.core.signals import setting_changed
 
 from .otel import Collector
-from .problem import Kind, Problem
+from .problem import Kind, Problem, without_credentials
 from .reading import Reading, read_settings
 from .table import (
     ROOT,
@@ -50,6 +50,7 @@ __all__ = [
     "read_settings",
     "variable_of",
     "warn_of_problems",
+    "without_credentials",
 ]
 
 

@@ -8,6 +8,11 @@ from typing import Literal, NamedTuple
 Kind = Literal["key", "type", "choice", "value", "endpoint", "variable", "otel"]
 
 
+def without_credentials(text: str) -> str:
+    """Return the text with the user and the password of each URL in it masked."""
+    return re.sub(r"//[^/\s]*@", "//***@", text)
+
+
 class Unusable(ValueError):
     """A value that its setting cannot take; the text says what may stand there."""
 
@@ -39,7 +44,7 @@ class Problem(NamedTuple):
         if "HEADERS" in self.place:
             return f"{type(self.value).__name__} (not shown, headers carry keys)"
         try:
-            shown = re.sub(r"//[^/@]*@", "//***@", repr(self.value))
+            shown = without_credentials(repr(self.value))
         except Exception:  # An object of the project, whose faults are not to stop its site.
             shown = f"an object of {type(self.value).__name__}"
         return shown if len(shown) <= 200 else shown[:200] + "..."

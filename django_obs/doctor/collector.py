@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from django_obs.conf import Settings, get_settings, logs_collector, place_of
+from django_obs.conf import Settings, get_settings, logs_collector, place_of, without_credentials
 from django_obs.log_export import LogExport
 from django_obs.logs.entry import Entry
 from django_obs.traces.pipeline import TracePipeline
@@ -136,7 +136,9 @@ def _way(
     setting = place_of(("traces", "endpoint"))
     via = proxy(url.scheme, host)
     if via:
-        yield ok(f"{part}.resolves", f"{host} is left to the proxy {via}, as HTTP_PROXY and its like have it.")
+        # Without a scheme it is a proxy as well.
+        shown = without_credentials(via if "//" in via else f"//{via}").removeprefix("//")
+        yield ok(f"{part}.resolves", f"{host} is left to the proxy {shown}, as HTTP_PROXY and its like have it.")
     else:
         try:
             addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
@@ -144,7 +146,7 @@ def _way(
             yield broken(
                 f"{part}.resolves",
                 f"The name of {what} is not known here: {error.strerror or error}.",
-                f"Correct {setting} (it is {endpoint!r}), or what looks names up on this machine.",
+                f"Correct {setting} (it is {without_credentials(endpoint)!r}), or what looks names up on this machine.",
             )
             return
         yield ok(f"{part}.resolves", f"{host} is {', '.join(sorted(addresses))}.")

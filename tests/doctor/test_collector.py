@@ -78,6 +78,18 @@ def test_proxy_is_asked_in_place_of_the_name(environment):
     assert found["collector.accepted"].state == "broken"
 
 
+@pytest.mark.parametrize("address", ["http://me:s3cr@t@127.0.0.1:1", "me:s3cr@t@127.0.0.1:1"])
+def test_passwords_in_urls_are_not_shown(environment, address):
+    name = examine("http://me:s3cr@t@collector.invalid:4318/v1/traces")
+    environment.setenv("http_proxy", address)
+    proxied = examine("http://me:s3cr@t@collector.invalid:4318/v1/traces")
+
+    assert "collector.invalid" in name["collector.resolves"].hint
+    assert "127.0.0.1:1" in proxied["collector.resolves"].message
+    assert "s3" not in f"{name}{proxied}"
+    assert "cr@t" not in f"{name}{proxied}"
+
+
 def test_port_without_anybody_is_told():
     found = examine(f"http://127.0.0.1:{free_port()}/v1/traces")
 

@@ -190,6 +190,13 @@ def test_status_tells_place_and_filter(control):
     assert "Processes" not in shown
 
 
+def test_status_keeps_the_password_of_the_collector(control):
+    traces = {"ENDPOINT": "http://me:s3cret@collector:4318"}
+    with override_settings(DJANGO_OBS={"RUNTIME_DIR": str(control.path.parent), "TRACES": traces}):
+        shown = rows(obs("status"))
+    assert shown["Collector"] == "http://***@collector:4318/v1/traces (http/protobuf)"
+
+
 LIVE = """
 import pathlib, sys
 from django_obs.metrics.store import Store

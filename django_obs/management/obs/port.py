@@ -13,6 +13,8 @@ from django.core.management.base import CommandError
 
 from django_obs.server.address import announced
 
+from .rows import printable
+
 HINT = "Start it with manage.py runmetrics, or give its address with --url"
 
 
@@ -72,7 +74,7 @@ class Port:
             except ValueError:
                 pass
             raise CommandError(f"{self.url} is no admin port of django_obs.")
-        said = body[:500].decode(errors="replace").strip()
+        said = "\n".join(map(printable, body[:500].decode(errors="replace").strip().splitlines()))
         if response.status == 503:
             raise Unreachable(f"{self.url}: {said}")
         raise CommandError(f"{self.url} answers {response.status}: {said}")

@@ -6,7 +6,7 @@ import time
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING, Any
 
-from django_obs.conf import get_settings
+from django_obs.conf import get_settings, without_credentials
 from django_obs.runtime import control_file, runtime_dir
 
 from .durations import duration, moment
@@ -41,7 +41,8 @@ def run(out: Any, **options: Any) -> None:
         left = duration(control.watch.until - time.time())
         show(out, ("Watched", f"until {moment(control.watch.until)} (in {left})"))
     if settings.traces.enabled:
-        show(out, ("Collector", f"{settings.traces.endpoint} ({settings.traces.protocol})"))
+        collector = without_credentials(settings.traces.endpoint)
+        show(out, ("Collector", f"{collector} ({settings.traces.protocol})"))
     if settings.metrics.enabled:
         show_processes(out)
 
