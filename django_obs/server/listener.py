@@ -33,6 +33,8 @@ HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a
 CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 # Bytes of a line between chunks, and lines behind the last of them.
 MAX_LINE, MAX_TRAILERS = 1024, 16
+# Each costs a few copies of what has been received. Nobody who has something to say says it byte by byte.
+MAX_CHUNKS = 16384
 TLS_HANDSHAKE = b"\x16"  # the first byte of a TLS record that opens a connection, RFC 8446, section 5.1
 # A header that may stand once only: two of them are two opinions about one request (RFC 9112, section 6.3).
 SINGLE = frozenset({b"host", b"content-length", b"authorization", b"transfer-encoding"})
@@ -392,26 +394,27 @@ class Connection:
         """Return a body that comes in chunks, RFC 9112, section 7.1."""
         if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n", self.deadline)
-        chunks: list[bytes] = []
-        length = 0
-        while True:
+        body = bytearray()
+        for _ in range(MAX_CHUNKS):
             match = CHUNK_LINE.fullmatch(self._take_line())
             if match is None:
                 raise Refused(HTTPStatus.BAD_REQUEST, "A chunk is malformed.")
             size = int(match[1], 16)
             if size == 0:
-                break
-            length += size
-            if length > limit:
+                return self._end_of_chunks(environ, bytes(body))
+            if len(body) + size > limit:
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is longer than {limit} bytes.")
-            chunks.append(self._take(size))
+            body += self._take(size)
             if self._take(2) != b"\r\n":
                 raise Refused(HTTPStatus.BAD_REQUEST, "A chunk is malformed.")
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {MAX_CHUNKS} chunks.")
+
+    def _end_of_chunks(self, environ: Environ, body: bytes) -> bytes:
         # Trailers tell nothing that anybody here asks for.
         for _ in range(MAX_TRAILERS):
             if not self._take_line():
-                environ["CONTENT_LENGTH"] = str(length)
-                return b"".join(chunks)
+                environ["CONTENT_LENGTH"] = str(len(body))
+                return body
         raise Refused(HTTPStatus.BAD_REQUEST, "There are too many trailers.")
 
     def _take(self, length: int) -> bytes:

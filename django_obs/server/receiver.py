@@ -20,6 +20,8 @@ JSON: Final = "application/json"
 BODY_BYTES: Final = 4 * 1024 * 1024
 # What it may be once unzipped. Spans of one service shrink to a tenth, so that this is what fits into the above.
 UNZIPPED_BYTES: Final = 16 * 1024 * 1024
+# Who appends to gzip files as it goes has some; each costs a copy of all that follows.
+GZIP_MEMBERS: Final = 64
 # How one of our processes tells what it is, as WSGI has it.
 ROLE: Final = "HTTP_" + ROLE_HEADER.upper().replace("-", "_")
 HEX_IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
@@ -158,6 +160,8 @@ def _unzipped(environ: Mapping[str, Any], body: bytes) -> bytes:
     left = UNZIPPED_BYTES
     # A gzip file may be several, one after the other.
     while body:
+        if len(parts) == GZIP_MEMBERS:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is more than {GZIP_MEMBERS} gzip members.")
         stream = zlib.decompressobj(wbits=31)
         try:
             # One byte more than there may be: so a bomb is known before it bursts.

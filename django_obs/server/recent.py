@@ -403,9 +403,10 @@ class Recent:
             )
             if len(self._sources) >= 256:
                 self._sources.clear()
-            # What is large is not kept beyond what it came with.
-            if len(encoded) <= 4096:
-                self._sources[encoded, role] = source
+            # What is large is not kept beyond what it came with, and may take many times the bytes of its encoding.
+            if len(encoded) > 4096:
+                return source, len(encoded) + weight_of(attributes)
+            self._sources[encoded, role] = source
         # Charged to each trace and line of it, as if it were not shared: rather too much than too little.
         return source, len(encoded)
 
@@ -420,7 +421,8 @@ class Recent:
         if message.span_id in held.ids:
             return  # sent again by somebody who did not hear our answer
         encoded = message.SerializeToString()
-        weight += len(encoded) + source_weight + SPAN_OVERHEAD
+        # The scope's name comes once for all of its spans, or with each of them.
+        weight += len(encoded) + len(scope) + source_weight + SPAN_OVERHEAD
         if len(held.spans) >= MAX_SPANS_OF_TRACE or weight > self._traces.max_bytes // SHARE:
             held.dropped += 1
             return

@@ -170,6 +170,8 @@ def test_bad_filter_changes_nothing(port: Port, target: str, body: bytes, status
         {"HTTP_HOST": "[oops"},
         {"HTTP_X_FORWARDED_FOR": "192.0.2.1"},
         {"HTTP_FORWARDED": "for=192.0.2.1"},
+        {"HTTP_VIA": "1.1 proxy"},
+        {"HTTP_X_FORWARDED_HOST": "shop.example"},
         {"HTTP_ORIGIN": "http://evil.example"},
         {"HTTP_ORIGIN": "null"},
         {"HTTP_ORIGIN": "https://localhost:9000"},

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from django_obs.server.listener import MAX_CHUNKS
 from django_obs.server.receiver import BODY_BYTES, JSON, PROTOBUF, UNZIPPED_BYTES
 from django_obs.server.recent import Recent
 from tests.server.conftest import Client, serving
@@ -108,8 +109,9 @@ def test_refused_spans_are_told(port: Port) -> None:
         (gzip.compress(b"\0" * (UNZIPPED_BYTES + 1)), {**OTLP, "HTTP_CONTENT_ENCODING": "gzip"}, 413),
         (gzip.compress(b"\0" * (UNZIPPED_BYTES // 2)) * 3, {**OTLP, "HTTP_CONTENT_ENCODING": "gzip"}, 413),
         (b"", {**OTLP, "CONTENT_LENGTH": "x"}, 400),
+        (gzip.compress(b"") * 100, {**OTLP, "HTTP_CONTENT_ENCODING": "gzip"}, 413),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_is_not_taken_is_answered_as_specified(port: Port, body: bytes, environ: Any, status: int) -> None:
     answer = port("POST", "/v1/traces", body, **environ)
@@ -285,12 +287,13 @@ CHUNKED = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: applica
         (CHUNKED + b"chunked\r\n\r\n" + b"0" * 2000 + b"\r\n\r\n", 400),
         (CHUNKED + b"chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 20 + b"\r\n", 400),
         (CHUNKED + b"chunked\r\n\r\nffffffff\r\n", 413),
+        (CHUNKED + b"chunked\r\n\r\n" + b"1\r\na\r\n" * MAX_CHUNKS, 413),
         (CHUNKED + b"gzip, chunked\r\n\r\n0\r\n\r\n", 411),
         (CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"chunked\r\n\r\n0\r\n\r\n", 411),
         (CHUNKED.replace(b"/v1/traces", b"/filter") + b"chunked\r\n\r\n0\r\n\r\n", 411),
         (CHUNKED.replace(b"localhost", b"evil.example") + b"chunked\r\n\r\n0\r\n\r\n", 411),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_chunks_are_read_as_they_are_specified(port: Port, sent: bytes, status: int) -> None:
     application = port.application

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from django_obs.server import recent as module
 from django_obs.server.recent import Finished, Line, Recent
-from tests.server.otlp import CLIENT, CONSUMER, EPOCH, SECOND, logs, record, span, traces
+from tests.server.otlp import CLIENT, CONSUMER, EPOCH, SECOND, logs, pairs, record, span, traces, traces_request
 
 
 def hexadecimal(trace: int) -> str:
@@ -191,6 +191,22 @@ def test_memory_is_bounded_whatever_comes_in() -> None:
     assert recent.stats()["evicted_lines"] > 0
     # What is counted is what it takes.
     assert used < 1.5 * limit
+
+
+def test_long_names_of_scopes_are_counted() -> None:
+    recent = Recent(max_bytes=1024 * 1024)
+    for number in range(1, 100):
+        recent.add_trace_request(traces_request(span(number, 1), scope="x" * 50_000))
+    assert 0 < recent.stats()["traces"] <= 10
+
+
+def test_large_resource_counts_as_what_it_takes() -> None:
+    request = traces_request(span(1, 1))
+    # A few bytes each, and twenty times as much as a list of Python.
+    request.resource_spans[0].resource.attributes.extend(pairs({"x": [[] for _ in range(10_000)]}))
+    recent = Recent(max_bytes=1024 * 1024)
+    recent.add_trace_request(request)
+    assert recent.stats()["traces"] == 0
 
 
 def test_one_trace_cannot_take_all_the_memory() -> None:
