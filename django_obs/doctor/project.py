@@ -258,24 +258,17 @@ def _environments() -> Iterator[Finding]:
             "empty, and so does a page that is made of them.",
             "Unset it and scrape manage.py runmetrics.",
         )
-    for pid, command in _live():
-        if agent := _agent(pid):
-            yield warning(
-                "project.agent",
-                f"Process {pid} was started by {agent}, whose tracer provider and instrumentors come first.",
-                "Start the server without it: django_obs needs no agent.",
-            )
-        if _is_uwsgi(command) and not {"--enable-threads", "--threads", "-T"} & set(command):
-            yield warning(
-                "project.uwsgi_threads",
-                f"Process {pid} is uWSGI without --enable-threads: ours get no time, and what is queued waits for the "
-                "end of the worker.",
-                "Start it with --enable-threads (enable-threads = true), if the configuration file has not done so.",
-            )
+    started = {agent: pid for pid in _live() if (agent := _agent(pid))}
+    for agent, pid in started.items():
+        yield warning(
+            "project.agent",
+            f"Process {pid} was started by {agent}, whose tracer provider and instrumentors come first.",
+            "Start the server without it: django_obs needs no agent.",
+        )
 
 
-def _live() -> Iterator[tuple[int, list[str]]]:
-    """Yield the command lines of the live processes, each of them once."""
+def _live() -> Iterator[int]:
+    """Yield the other live processes."""
     from django_obs.metrics.scraper import Scraper
 
     store = None
@@ -283,18 +276,10 @@ def _live() -> Iterator[tuple[int, list[str]]]:
         store = meeting.store()
     if store is None:
         return
-    told: set[tuple[str, ...]] = set()
     directory = store
     for lane in Scraper(lambda: directory).lanes():
-        if not lane.alive or lane.holder in (0, os.getpid()):
-            continue
-        try:
-            words = (meeting.PROC / str(lane.holder) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-        except OSError:
-            continue
-        if tuple(words) not in told:
-            told.add(tuple(words))
-            yield lane.holder, [word for word in words if word]
+        if lane.alive and lane.holder not in (0, os.getpid()):
+            yield lane.holder
 
 
 def _agent(pid: int) -> str:
@@ -304,8 +289,3 @@ def _agent(pid: int) -> str:
             if variable.startswith(b"PYTHONPATH="):
                 return next((agent for place, agent in AGENTS.items() if place in variable), "")
     return ""
-
-
-def _is_uwsgi(command: list[str]) -> bool:
-    # The second word where an interpreter runs it.
-    return any(os.path.basename(word) in ("uwsgi", "pyuwsgi") for word in command[:2])

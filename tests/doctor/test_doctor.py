@@ -295,16 +295,14 @@ def test_processes_that_meet_elsewhere_are_named(served: Served) -> None:
 
 def test_troubles_of_live_processes_are_named(served: Served) -> None:
     directory = served.project.directory
-    # Any program that is called so.
-    for name in ("uwsgi", "counting.py"):
-        (directory / name).write_text(COUNTING)
+    (directory / "counting.py").write_text(COUNTING)
     served.project.env["DJANGO_OBS_RUNTIME_DIR"] = str(directory / "tmp" / "apart")
     started = []
     try:
         agent = shutil.which("opentelemetry-instrument", path=os.path.dirname(sys.executable))
         assert agent is not None
         exporters = [f"--{signal}_exporter=none" for signal in ("traces", "metrics", "logs")]
-        commands = {"bare": ["uwsgi", "--master"], "agent": [agent, *exporters, sys.executable, "counting.py"]}
+        commands = {"bare": ["counting.py"], "agent": [agent, *exporters, sys.executable, "counting.py"]}
         for name, command in commands.items():
             process = served.project.start(name, *command)
             started.append(process)
@@ -321,7 +319,6 @@ def test_troubles_of_live_processes_are_named(served: Served) -> None:
     assert found["runtime.spans_failed"]["message"].startswith("6 spans")
     assert found["runtime.processes"]["state"] == "ok"
     if os.path.isdir("/proc"):
-        assert "--enable-threads" in found["project.uwsgi_threads"]["message"]
         assert "opentelemetry-instrument" in found["project.agent"]["message"]
 
 
