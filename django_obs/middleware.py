@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from random import getrandbits
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.apps import apps
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_obs")
 
+Opened = TypeVar("Opened")
+
 # nginx sends seconds ("t=1700000000.123"), Heroku milliseconds, Apache's %t microseconds: told apart by their size.
 QUEUE_START = re.compile(r"(?:t=)?([0-9]{10,16})(\.[0-9]{1,9})?").fullmatch
 # nginx's status for a client that went away before it had its answer.
@@ -48,8 +50,8 @@ class ObservabilityMiddleware:
         telemetry: Telemetry = apps.get_app_config("django_obs").telemetry  # type: ignore[attr-defined]
         # Tells whether a path shall leave no line, sample or span.
         self.is_excluded = compile_globs(telemetry.settings.excluded_paths)
-        self.traces = telemetry.open_tracing() if telemetry.open_tracing is not None else None
-        self.instruments = telemetry.open_instruments() if telemetry.open_instruments is not None else None
+        self.traces = self._opened("open_tracing", telemetry.open_tracing)
+        self.instruments = self._opened("open_instruments", telemetry.open_instruments)
         if self.instruments is not None:
             # Before a server forks its workers, so that each finds the metrics made.
             try:
@@ -300,6 +302,14 @@ class ObservabilityMiddleware:
             self.leave(scope)
             # By value: a token is of no use where the stream goes on in another context.
             current.set(outer)
+
+    def _opened(self, step: str, door: Callable[[], Opened] | None) -> Opened | None:
+        """Open a door, which imports what is behind it: a site whose libraries do not fit is served without them."""
+        try:
+            return door() if door is not None else None
+        except Exception:
+            self.swallow(step)
+            return None
 
     def swallow(self, step: str) -> None:
         """Report a failure of ours once per step; the request goes on."""

@@ -235,6 +235,22 @@ def test_telemetry_that_fails_does_not_fail_the_request(tmp_path: Path) -> None:
     assert done.stderr.count("ObservabilityMiddleware.open failed") == 1
 
 
+def test_libraries_that_do_not_fit_do_not_fail_the_site(tmp_path: Path) -> None:
+    done = run(
+        """
+        import sys
+        configure()
+        # As where a package is damaged, or too old.
+        sys.modules["django_obs.traces.requests"] = sys.modules["django_obs.metrics.instruments"] = None
+        assert get().status_code == 200
+        """,
+        tmp_path,
+    )
+
+    assert done.stderr.count("ObservabilityMiddleware.open_tracing failed") == 1
+    assert done.stderr.count("ObservabilityMiddleware.open_instruments failed") == 1
+
+
 @pytest.mark.parametrize(("filter_", "lines"), [("", 0), ("info", 1)])
 def test_test_command_shows_no_line_per_request_unless_asked(filter_: str, lines: int, tmp_path: Path) -> None:
     done = run(

@@ -87,9 +87,9 @@ class CommandInstrumentation:
                 return run(command, execute, args, options)
             if is_tool(command) and current.get() is None:
                 return unseen(command, execute, args, options)
-            if self.tracer is not None and not is_light(command):
+            if not is_light(command):
                 # A worker of somebody else's queue: its children shall find the tracing imported.
-                self.tracer()
+                self.open_tracer()
             return execute(command, *args, **options)
 
         measured_execute._django_obs = True  # type: ignore[attr-defined]
@@ -108,9 +108,10 @@ class CommandInstrumentation:
             token = current.set(scope)
         error: BaseException | None = None
         try:
-            if self.tracer is None:
+            tracer = self.open_tracer()
+            if tracer is None:
                 return execute(command, *args, **options)
-            with self.tracer().start_as_current_span(name, attributes={"django.command.name": name}) as span:
+            with tracer.start_as_current_span(name, attributes={"django.command.name": name}) as span:
                 if token is not None:
                     scope.span = span
                     scope.trace_id = scope.request_id = f"{span.get_span_context().trace_id:032x}"
@@ -122,6 +123,14 @@ class CommandInstrumentation:
             if token is not None:
                 current.reset(token)
             self.record(name, perf_counter_ns() - started, error)
+
+    def open_tracer(self) -> Any | None:
+        """Return what makes the spans; None where they are off, or where it cannot be made: the command goes on."""
+        try:
+            return self.tracer() if self.tracer is not None else None
+        except Exception:
+            logger.warning("No span is made of the command: the tracing cannot be built", exc_info=True)
+            return None
 
     def run_unseen(
         self, command: Any, execute: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]

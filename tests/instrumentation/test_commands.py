@@ -155,3 +155,14 @@ def test_broken_metrics_do_not_fail_the_command(monkeypatch, caplog):
     CommandInstrumentation(tracer=None, instruments=lambda: 1 / 0).install()
     call_command(make_command("bill", lambda: None))
     assert "metrics of the command bill could not be recorded" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bill", "shell_plus"])
+def test_tracing_that_cannot_be_built_does_not_fail_the_command(monkeypatch, caplog, name):
+    execute = BaseCommand.execute
+    monkeypatch.setattr(BaseCommand, "execute", getattr(execute, "__wrapped__", execute))
+    CommandInstrumentation(tracer=lambda: 1 / 0, instruments=None).install()
+    done = []
+    call_command(make_command(name, lambda: done.append(1)))
+    assert done == [1]
+    assert "the tracing cannot be built" in caplog.text
