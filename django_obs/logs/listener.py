@@ -162,8 +162,10 @@ class LogListener(QueueListener):
 
     def _write_batch(self, batch: list[Stamp]) -> bool:
         entries = list(map(self.stamper.entry, batch))
-        if self.exporter is not None:
-            self._export(entries)
+        # Once: who watches may come and go in another thread.
+        exporter = self.exporter
+        if exporter is not None:
+            self._export(exporter, entries)
         lines = self._format(entries)
         self._rest = b"".join(lines)
         self._rest_lines = len(lines)
@@ -181,15 +183,14 @@ class LogListener(QueueListener):
                     self._fail(1, "A log line could not be formatted")
             return lines
 
-    def _export(self, entries: list[Entry]) -> None:
+    def _export(self, exporter: Callable[[list[Entry]], None], entries: list[Entry]) -> None:
         try:
-            assert self.exporter is not None
-            self.exporter(entries)
+            exporter(entries)
         except Exception:
             self.failed += len(entries)
             if not self._export_failed:
                 self._export_failed = True
-                logger.warning("Log records could not be handed to %r; reported once", self.exporter, exc_info=True)
+                logger.warning("Log records could not be handed to %r; reported once", exporter, exc_info=True)
 
     def _flush_rest(self) -> bool:
         data = self._rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from django_obs.metrics.collectors import Collectors
     from django_obs.metrics.scraper import Family, Page, Scraper
 
+logger = logging.getLogger("django_obs")
+
 
 class MetricsPage:
     """Reads the store and whatever else has samples, and writes them in the format that is asked for."""
@@ -29,6 +32,7 @@ class MetricsPage:
         self.scrapes = 0
         self._lock = threading.Lock()
         self._reading: Reading | None = None
+        self._told = False
 
     def render(self, dialect: Format, names: frozenset[str] | None = None) -> bytes:
         """Return the page, of the families with these names alone if some are given. Raises OSError."""
@@ -41,6 +45,15 @@ class MetricsPage:
         except OSError as error:
             return str(error)
         return None
+
+    def tell(self, reader: Callable[[Page], object], store: Page) -> None:
+        """Show a reading to somebody else, whose failure is no reason to leave a scrape without an answer."""
+        try:
+            reader(store)
+        except Exception:
+            if not self._told:
+                self._told = True
+                logger.warning("%r failed; reported once", reader, exc_info=True)
 
     def _read(self) -> Reading:
         asked = perf_counter()
@@ -72,7 +85,7 @@ class Reading:
         self._texts: dict[tuple[Format, frozenset[str] | None], bytes] = {}
         self._exemplars: dict[int, Any] | None = None
         for reader in page.readers:
-            reader(self.store)
+            page.tell(reader, self.store)
 
     def render(self, dialect: Format, names: frozenset[str] | None) -> bytes:
         """Write the page; at most once per format."""

@@ -393,3 +393,11 @@ def test_names_beyond_ascii_are_escaped_as_agreed(start: Callable[..., Worker], 
     assert 'h_user_bau_total{stra_e="ü"} 1.0' in page.render(PLAIN).decode()
     allowed = page.render(Format(TEXT, "1.0.0", "allow-utf-8")).decode()
     assert '{"häuser.bau_total","straße"="ü"} 1.0' in allowed
+
+
+def test_failure_of_who_looks_on_costs_no_scrape(page: MetricsPage, caplog: pytest.LogCaptureFixture) -> None:
+    page.readers.append(lambda store: 1 / 0)
+
+    assert b"django_obs_scrapes_total 1.0" in page.render(PLAIN)
+    assert b"django_obs_scrapes_total 2.0" in page.render(PLAIN)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Views whose numbers are kept apart; those that take the least time of all are left out.
 MOST_VIEWS = 500
+LABELS = ("http_request_method", "http_route", "error_type")
 
 
 class View(NamedTuple):
@@ -73,7 +74,7 @@ NONE = Tally(SEMCONV_BUCKETS, array("d", [0.0] * len(SEMCONV_BUCKETS)), 0.0, 0.0
 
 def total(page: Page) -> Tally:
     """Add up all requests."""
-    family = page.family(DURATION.name)
+    family = _durations(page)
     if family is None:
         return NONE
     bounds = _bounds(family)
@@ -90,7 +91,7 @@ def total(page: Page) -> Tally:
 
 def by_view(page: Page) -> Mapping[View, Tally]:
     """Add up the requests of each view, of those that have taken the most time."""
-    family = page.family(DURATION.name)
+    family = _durations(page)
     if family is None:
         return {}
     bounds = _bounds(family)
@@ -105,6 +106,13 @@ def by_view(page: Page) -> Mapping[View, Tally]:
     return {view: Tally(bounds, array("d", values[:-1]), values[-1], errors.get(view, 0.0)) for view, values in views}
 
 
+def _durations(page: Page) -> Family | None:
+    family = page.family(DURATION.name)
+    # The name is that of the conventions: somebody else's metric may have it, with labels of its own.
+    ours = family is not None and family.kind == DURATION.kind and set(LABELS) <= set(family.definition.labelnames)
+    return family if ours else None
+
+
 def _bounds(family: Family) -> tuple[float, ...]:
     return tuple(map(float, family.definition.bounds))
 
@@ -112,11 +120,11 @@ def _bounds(family: Family) -> tuple[float, ...]:
 def _rows(page: Page, family: Family) -> Iterator[tuple[View, bool, Sequence[float]]]:
     """Yield view, whether it failed, and the values: the buckets' counts, then the seconds."""
     names = family.definition.labelnames
-    method, route, error = (names.index(name) for name in ("http_request_method", "http_route", "error_type"))
+    method, route, error = map(names.index, LABELS)
     width = len(family.definition.bounds) + 1
     for series in family.series:
         # A later reading may have added to the family.
-        if series.slot < page.slots:
+        if series.slot + width <= page.slots:
             labels = series.labelvalues
             values = page.totals[series.slot : series.slot + width]
             yield View(labels[method], labels[route]), bool(labels[error]), values

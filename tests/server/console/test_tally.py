@@ -93,6 +93,21 @@ def test_requests_of_the_dead_and_the_living_are_added_up(start: Callable[..., W
     assert rows["logs"].losses[0].total == 0
 
 
+@pytest.mark.parametrize("kind", ["Histogram", "Summary"])
+def test_metric_of_somebody_else_with_this_name_is_left_out(
+    start: Callable[..., Worker], tmp_path: Path, kind: str
+) -> None:
+    start().do(
+        f"import prometheus_client; "
+        f"prometheus_client.{kind}('http_server_request_duration_seconds', 'Theirs', ['a']).labels('b').observe(1)"
+    )
+    page = Scraper(lambda: tmp_path / "metrics").read()
+
+    assert page.family("http_server_request_duration_seconds") is not None
+    assert tally.total(page) == NONE
+    assert tally.by_view(page) == {}
+
+
 def test_views_that_take_little_time_are_left_out(
     start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
