@@ -147,7 +147,11 @@ class AdminApplication:
         if view is None:
             allowed = ", ".join(sorted({*route, *(["HEAD"] if "GET" in route else [])}))
             return answer(HTTPStatus.METHOD_NOT_ALLOWED, f"Allowed here: {allowed}.", ("Allow", allowed))
-        return view(environ)
+        try:
+            return view(environ)
+        except OSError as error:
+            # The runtime directory, as a rule: the text says what to do about it.
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, f"This cannot be answered: {error}")
 
     def metrics(self, environ: Environ) -> Response:
         """Serve the metrics of all processes in the format that the client prefers."""

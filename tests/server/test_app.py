@@ -160,6 +160,14 @@ def test_bad_filter_changes_nothing(port: Port, target: str, body: bytes, status
     assert port.control.filter is None
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_directory_that_is_gone_is_told(port: Port, method: str) -> None:
+    port.control.path = port.control.path.parent / "gone" / "control.json"
+    answer = port(method, "/filter", b"info")
+    assert answer.status == 503
+    assert b"gone" in answer.body
+
+
 @pytest.mark.parametrize(
     "environ",
     [
