@@ -19,7 +19,9 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from django_obs.management.obs.port import Port, Unreachable
-from django_obs.management.obs.tail import slowness_of
+from django_obs.management.obs.tail import Screen, slowness_of
+from django_obs.server.recent import Recent
+from django_obs.server.tail import as_json
 from tests.management.test_runmetrics import RunMetrics
 from tests.server.otlp import logs, record, span, traces
 from tests.traces.support import free_port, wait_for
@@ -137,6 +139,15 @@ def test_lines_are_shown_for_people(obs: Any, metrics: RunMetrics) -> None:
     assert command.line() == "    Trace"
     assert command.end(signal.SIGINT)[0] == 130
     wait_for(lambda: not [each for each in watched(metrics) if str(command.process.pid) in each])
+
+
+def test_names_of_other_senders_forge_no_line() -> None:
+    recent = Recent()
+    recent.add_logs(logs(record("Paid", **{"order\nid": 7}), logger="shop\n12:00:00"))
+    shown = Screen(colours=False).line_of(as_json(recent.lines()[0]))
+    assert "shop?12:00:00" in shown
+    assert "order?id=7" in shown
+    assert "\n" not in shown
 
 
 def test_lines_are_coloured_where_asked(obs: Any, metrics: RunMetrics) -> None:

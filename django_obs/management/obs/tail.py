@@ -240,13 +240,14 @@ class Screen:
         entry = self._entry(
             item["time_ns"] / 1e9,
             levelno,
+            # The formatter escapes what commands a terminal, not what begins a line that nobody has logged.
             printable(level),
-            logger,
+            printable(logger),
             message,
             item["trace_id"],
             item["span_id"],
             str(fields.pop("request_id", "")),
-            fields,
+            {printable(name): value for name, value in fields.items()},
             failure,
             None,
         )
