@@ -87,12 +87,14 @@ def latency(bench: Bench, stacks: list[Stack], pages: list[str], rounds: int) ->
 def memory(bench: Bench, stacks: list[Stack], rounds: int) -> dict[str, dict[str, float]]:
     """Measure a worker's memory after some hundred requests, in MB of PSS: shared pages count for their share."""
     samples: dict[str, list[float]] = {stack.name: [] for stack in stacks}
-    for _ in range(rounds):
+    # The first round fills the cache of bytecode, and does not count.
+    for number in range(rounds + 1):
         for stack in stacks:
             with gunicorn(bench, stack) as (port, process):
                 for page in ("trivial", "page", "api", "queries"):
                     load(port, page, 1)
-                samples[stack.name] += [pss(child) for child in children(process.pid)]
+                if number:
+                    samples[stack.name] += [pss(child) for child in children(process.pid)]
     return {name: spread(values) for name, values in samples.items()}
 
 

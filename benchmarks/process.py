@@ -42,8 +42,11 @@ def environ(bench: Bench, stack: Stack, **more: str) -> dict[str, str]:
         # The names of the stable conventions, which ours always has.
         "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
         "DJANGO_OBS_RUNTIME_DIR": mkdtemp(prefix="runtime-", dir=bench.directory),
+        # Cached as wherever pip has installed a package: whoever has to compile takes more time, and more memory.
+        "PYTHONPYCACHEPREFIX": str(bench.directory / "bytecode"),
     }
-    variables.pop("PYTHONDEVMODE", None)
+    for name in ("PYTHONDEVMODE", "PYTHONDONTWRITEBYTECODE"):
+        variables.pop(name, None)
     if stack.multiprocess:
         variables["PROMETHEUS_MULTIPROC_DIR"] = mkdtemp(prefix="metrics-", dir=bench.directory)
     return variables | more

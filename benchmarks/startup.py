@@ -1,8 +1,7 @@
 """What a stack adds to the start of every process: ``manage.py check``, in CPU time and in instructions.
 
-Bytecode is cached, as it is wherever packages are installed by pip: in a directory of the run's own, whatever
-``PYTHONDONTWRITEBYTECODE`` says. A process that has to compile what it imports is another matter, and takes three times
-as long without any stack.
+Bytecode is cached, in a directory of the run's own: a process that has to compile what it imports is another matter,
+and takes three times as long without any stack.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def startup(bench: Bench, stacks: list[Stack], rounds: int) -> dict[str, dict[st
     round, which a change of the weather between rounds does not touch.
     """
     samples: dict[str, list[float]] = {stack.name: [] for stack in stacks}
-    variables = {stack.name: surroundings(bench, stack) for stack in stacks}
+    variables = {stack.name: environ(bench, stack) for stack in stacks}
     # The first round fills the cache, and does not count.
     for number in range(rounds + 1):
         for stack in stacks:
@@ -42,12 +41,6 @@ def startup(bench: Bench, stacks: list[Stack], rounds: int) -> dict[str, dict[st
         }
         for stack in stacks
     }
-
-
-def surroundings(bench: Bench, stack: Stack) -> dict[str, str]:
-    variables = environ(bench, stack, PYTHONPYCACHEPREFIX=str(bench.directory / "bytecode"))
-    variables.pop("PYTHONDONTWRITEBYTECODE", None)
-    return variables
 
 
 def command(stack: Stack) -> list[str]:
