@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import grpc
@@ -154,6 +155,10 @@ def test_certificate_that_is_not_trusted_is_told(certified):
     assert "OTEL_EXPORTER_OTLP_CERTIFICATE" in found["collector.tls"].hint
 
 
+@pytest.mark.skipif(
+    metadata.version("opentelemetry-exporter-otlp-proto-http") == "1.45.0",
+    reason="release 1.45.0 of the exporter sends with urllib3, which does not read the variable",
+)
 def test_variable_that_goes_before_the_certificate_is_told(certified, environment):
     context, authority, _ = certified
     environment.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority))
