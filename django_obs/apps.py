@@ -18,6 +18,8 @@ from django_obs.lifecycle import guard
 from django_obs.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from django_obs.instrumentation.cache import CacheInstrumentation
+    from django_obs.instrumentation.database import DatabaseInstrumentation
     from django_obs.instrumentation.tasks import TaskInstrumentation
     from django_obs.log_export import LogExport
     from django_obs.logs.pipeline import LogPipeline
@@ -232,33 +234,34 @@ def build_metrics(settings: Settings) -> MetricPipeline:
 
 
 def measure_database(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
-    """See every query: for the access line always, for spans and metrics where they are on."""
+    """See every query."""
     from django_obs.instrumentation.database import DatabaseInstrumentation
 
-    doors: dict[str, Any] = {}
-    if metrics is not None:
-        doors.update(instruments=lambda: metrics.instruments.database)
-    traced = traces if settings.traces.database else None
-    if doors or traced is not None or settings.logs.enabled:
-        database = DatabaseInstrumentation(**doors)
-        database.install()
-        if traced is not None:
-            traced.when_built(lambda spans: database.trace(*leaf_doors(spans)))
+    instruments = None if metrics is None else lambda: metrics.instruments.database
+    measure_leaves(DatabaseInstrumentation, settings, traces if settings.traces.database else None, instruments)
 
 
 def measure_cache(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
-    """See every cache operation: for the access line always, for spans and metrics where they are on."""
+    """See every cache operation."""
     from django_obs.instrumentation.cache import CacheInstrumentation
 
-    doors: dict[str, Any] = {}
-    if metrics is not None:
-        doors.update(instruments=lambda: metrics.instruments.cache)
-    traced = traces if settings.traces.cache else None
-    if doors or traced is not None or settings.logs.enabled:
-        cache = CacheInstrumentation(**doors)
-        cache.install()
-        if traced is not None:
-            traced.when_built(lambda spans: cache.trace(*leaf_doors(spans)))
+    instruments = None if metrics is None else lambda: metrics.instruments.cache
+    measure_leaves(CacheInstrumentation, settings, traces if settings.traces.cache else None, instruments)
+
+
+def measure_leaves(
+    instrumentation: Callable[..., DatabaseInstrumentation | CacheInstrumentation],
+    settings: Settings,
+    traces: TraceSignal | None,
+    instruments: Callable[[], Any] | None,
+) -> None:
+    """Measure each operation once: for the access line always, for spans and metrics where they are on."""
+    if traces is None and instruments is None and not settings.logs.enabled:
+        return
+    leaves = instrumentation(instruments=instruments)
+    leaves.install()
+    if traces is not None:
+        traces.when_built(lambda spans: leaves.trace(*leaf_doors(spans)))
 
 
 def measure_work(settings: Settings, traces: TraceSignal | None, metrics: MetricPipeline | None) -> None:
