@@ -118,14 +118,14 @@ def test_what_senders_say_is_text_on_every_page(port: Port, target: str) -> None
         "/static/console.js",
     }
     assert found.all("img") == []
-    assert "49" not in found.text
     for tag, attributes in found.tags:
         assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
         for name in ("href", "src", "action"):
             value = attributes.get(name)
             assert value is None or value.startswith(("/", "#")), (tag, attributes)
     if "none" not in target:
-        assert "<script>alert(1)</script>" in found.text or target == "/"
+        # Text to the letter, tags of a template too. No number would do: a page has process ids and times of its own.
+        assert HOSTILE.partition("\0")[0] in found.text or target == "/"
 
 
 def test_search_is_text_in_its_field(port: Port) -> None:
