@@ -1,8 +1,8 @@
 """The official exporters' HTTP and gRPC clients, handed encoded bytes.
 
 Session, TLS, headers, compression, proxies, credential providers and the retry with its ``Retry-After`` are theirs;
-only their encoder is passed by. They import the SDK, requests or grpc, and protobuf, so all of it happens on the first
-export, in the exporter's thread.
+only their encoder is passed by. What they import (an HTTP library, or grpc, protobuf and the SDK) is imported with the
+first export, in the exporter's thread.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from django_obs.lifecycle import opening
 
@@ -35,17 +36,22 @@ RETRYABLE_CODES = frozenset(
 )
 # What the exporters and their libraries log while they send is said by our own warning, once.
 NOISY_LOGGERS = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.http._log_exporter",
     "opentelemetry.exporter.otlp.proto.http._common",
     "opentelemetry.exporter.otlp.common.http",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
     "urllib3.connectionpool",
     "urllib3.util.retry",
 )
-HTTP_EXPORTERS: Mapping[Signal, tuple[str, str]] = {
-    "traces": ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "OTLPSpanExporter"),
-    "logs": ("opentelemetry.exporter.otlp.proto.http._log_exporter", "OTLPLogExporter"),
+# Variables that name who makes the session.
+CREDENTIALS: Mapping[Signal, tuple[str, str]] = {
+    "traces": (
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    ),
+    "logs": (
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_LOGS_CREDENTIAL_PROVIDER",
+        "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
+    ),
 }
 GRPC_EXPORTERS: Mapping[Signal, tuple[str, str, str]] = {
     "traces": (
@@ -124,26 +130,33 @@ def _sending() -> Iterator[None]:
         detach(token)
 
 
-def _official(wanted: tuple[str, ...], stand_in: tuple[str, ...]) -> Any:
-    """Import an exporter class. The stand-in, which sends bytes just as well, serves where that fails.
+def _variable(signal: Signal, name: str) -> str:
+    return f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
 
-    The SDK's logs start a thread pool when they are imported, which Python refuses at its end. A command that is over
-    within a second sends its first records then.
-    """
-    try:
-        return getattr(import_module(wanted[0]), wanted[1])
-    except RuntimeError:
-        return getattr(import_module(stand_in[0]), stand_in[1])
+
+def _set_for(signal: Signal, name: str) -> str | None:
+    """Return what a variable of the exporters is set to: the signal's own goes before the one for all."""
+    return os.environ.get(_variable(signal, name)) or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}")
 
 
 class HTTPTransport:
-    """OTLP over HTTP: the client inside the official exporter takes bytes."""
+    """OTLP over HTTP: the client that the official exporters have inside takes bytes.
+
+    The exporter around it would import the SDK and the messages of protobuf, which nothing here uses.
+    """
 
     def __init__(self, signal: Signal, endpoint: str | None, headers: Mapping[str, str]) -> None:
-        exporter = _official(HTTP_EXPORTERS[signal], HTTP_EXPORTERS["traces"])(
-            endpoint=endpoint or None, headers=dict(headers) or None
+        exporters: Any = import_module("opentelemetry.exporter.otlp.proto.http._common")
+        client: Any = import_module("opentelemetry.exporter.otlp.common.http")
+        url: str = endpoint or exporters._resolve_endpoint(_variable(signal, "ENDPOINT"), f"v1/{signal}")
+        self._client = client._OTLPHTTPClient(
+            transport=_http_library(exporters, signal, url),
+            endpoint=url,
+            kind="spans" if signal == "traces" else signal,
+            timeout=exporters._resolve_timeout(_variable(signal, "TIMEOUT")),
+            compression=exporters._resolve_compression(_variable(signal, "COMPRESSION")),
+            headers=exporters._resolve_headers(dict(headers), _variable(signal, "HEADERS")),
         )
-        self._client: Any = exporter._client
         self._timeout: float = self._client._timeout
 
     def send(self, batch: Batch, timeout: float, *, retry: bool) -> Outcome:
@@ -169,11 +182,69 @@ class HTTPTransport:
         self._client._shutdown_event.set()
 
 
+def _http_library(exporters: Any, signal: Signal, url: str) -> Any:
+    """Return the exporters' own transport over urllib3, or over requests where the environment asks for that."""
+    key, certificate = _set_for(signal, "CLIENT_KEY"), _set_for(signal, "CLIENT_CERTIFICATE")
+    cert = (certificate, key) if certificate and key else certificate
+    verify: str | bool = _set_for(signal, "CERTIFICATE") or True
+    if needs_requests(signal, url):
+        requests: Any = import_module("opentelemetry.exporter.http.transport._requests")
+        session = exporters._load_session_from_envvar(CREDENTIALS[signal][0])
+        return requests.RequestsHTTPTransport(verify=verify, cert=cert, session=session)
+    if verify is True and url.startswith("https:"):
+        # Those of requests: a slim container has none of its own.
+        verify = import_module("certifi").where()
+    return _urllib3_transport(verify=verify, cert=cert)
+
+
+def needs_requests(signal: Signal, url: str) -> bool:
+    """Tell whether the environment has what requests heeds and urllib3 does not: a proxy, a password, a bundle."""
+    from urllib.request import getproxies
+
+    parts = urlsplit(url)
+    names = [*CREDENTIALS[signal], "NETRC"]
+    if parts.scheme == "https":
+        names += ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+    return (
+        "@" in parts.netloc
+        or any(os.environ.get(name) for name in names)
+        or any(os.path.exists(os.path.expanduser(name)) for name in ("~/.netrc", "~/_netrc"))
+        or bool(getproxies().keys() - {"no"})
+    )
+
+
+def _urllib3_transport(**options: Any) -> Any:
+    # One megabyte of a process where requests takes more than five.
+    urllib3: Any = import_module("opentelemetry.exporter.http.transport._urllib3")
+    exceptions: Any = import_module("urllib3.exceptions")
+
+    class Transport(urllib3.Urllib3HTTPTransport):  # type: ignore[misc]
+        """Takes an answer that does not come in time for what it is, as the transport over requests does."""
+
+        def is_connection_error(self, exception: Exception | None) -> bool:
+            return isinstance(exception, exceptions.TimeoutError) or bool(super().is_connection_error(exception))
+
+    return Transport(**options)
+
+
+def _grpc_exporter(signal: Signal) -> Any:
+    """Import an exporter class. That of the spans, which sends bytes just as well, serves where that fails.
+
+    The SDK's logs start a thread pool when they are imported, which Python refuses at its end. A command that is over
+    within a second sends its first records then.
+    """
+    wanted, stand_in = GRPC_EXPORTERS[signal], GRPC_EXPORTERS["traces"]
+    try:
+        return getattr(import_module(wanted[0]), wanted[1])
+    except RuntimeError:
+        return getattr(import_module(stand_in[0]), stand_in[1])
+
+
 class GRPCTransport:
     """OTLP over gRPC: the official exporter with a stub that takes bytes."""
 
     def __init__(self, signal: Signal, endpoint: str | None, headers: Mapping[str, str]) -> None:
-        official: Any = _official(GRPC_EXPORTERS[signal], GRPC_EXPORTERS["traces"])
+        official: Any = _grpc_exporter(signal)
         method = GRPC_EXPORTERS[signal][2]
         errors: list[Any] = []
         self._errors = errors
@@ -242,12 +313,13 @@ def open_transport(signal: Signal, protocol: str, endpoint: str | None, headers:
     """Return a client for the protocol, "http/protobuf" or "grpc"; what is not given is found in ``OTEL_*``."""
     with opening.lock, _sending():
         _muted.install()
-        kind = GRPCTransport if protocol == "grpc" else HTTPTransport
+        if protocol != "grpc":
+            return HTTPTransport(signal, endpoint, headers)
         try:
-            return kind(signal, endpoint, headers)
+            return GRPCTransport(signal, endpoint, headers)
         except RuntimeError:
             with _nothing_detected():
-                return kind(signal, endpoint, headers)
+                return GRPCTransport(signal, endpoint, headers)
 
 
 @contextmanager

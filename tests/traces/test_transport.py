@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -353,3 +356,85 @@ def traced(pipeline: TracePipeline, number: int) -> None:
     root.add_leaf("INSERT 2", 3_000, 4_000, "IntegrityError", source=PIPELINE_QUERIES)
     detach(token)
     root.end()
+
+
+EXPORT = """
+import json, sys
+from django_obs.conf import TraceSettings
+from django_obs.traces.pipeline import TracePipeline
+
+pipeline = TracePipeline(TraceSettings(endpoint=sys.argv[1]), service_name="shop")
+pipeline.tracer.start_request("GET /", {}, {}).end()
+assert pipeline.shutdown(60), pipeline.stats()
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def export(endpoint: str, home: Path, **environ: str) -> set[str]:
+    """Export a span in a process of its own, where nothing is set but what is given; return the modules it has."""
+    known = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT, endpoint],
+        env=known | {"HOME": str(home)} | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_export_over_http_imports_an_http_client_and_little_else(tmp_path: Path) -> None:
+    with collector() as receiver:
+        modules = export(receiver.endpoint, tmp_path)
+        assert receiver.names() == ["GET /"]
+    assert "urllib3" in modules
+    assert modules.isdisjoint({"requests", "google.protobuf", "grpc", "opentelemetry.sdk.trace"})
+
+
+def test_proxy_of_the_environment_is_taken(tmp_path: Path) -> None:
+    with collector() as proxy:
+        modules = export("http://collector.invalid/v1/traces", tmp_path, http_proxy=f"http://127.0.0.1:{proxy.port}")
+        assert proxy.names() == ["GET /"]
+        assert proxy.paths == ["http://collector.invalid/v1/traces"]
+    assert "requests" in modules
+
+
+@pytest.mark.parametrize("place", ["home", "NETRC", "url"])
+def test_password_for_the_collector_is_sent(tmp_path: Path, place: str) -> None:
+    netrc = tmp_path / (".netrc" if place == "home" else "passwords")
+    with collector() as receiver:
+        endpoint = receiver.endpoint
+        if place == "url":
+            endpoint = endpoint.replace("//", "//ann:secret@")
+        else:
+            netrc.write_text("machine 127.0.0.1 login ann password secret\n")
+        export(endpoint, tmp_path, **({"NETRC": str(netrc)} if place == "NETRC" else {}))
+        assert receiver.headers[0]["authorization"] == "Basic " + base64.b64encode(b"ann:secret").decode()
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "OTEL_EXPORTER_OTLP_CERTIFICATE"])
+def test_authority_of_the_environment_is_trusted(tmp_path: Path, certificate: tuple[Path, Path], variable: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with collector(ssl_context=context) as receiver:
+        modules = export(receiver.endpoint, tmp_path, **{variable: str(certificate[0])})
+        assert receiver.names() == ["GET /"]
+    assert ("requests" in modules) == (variable == "REQUESTS_CA_BUNDLE")
+
+
+def test_client_shows_its_certificate(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    context.load_verify_locations(certificate[0])
+    context.verify_mode = ssl.CERT_REQUIRED
+    chain, key = map(str, certificate)
+    with collector(ssl_context=context) as receiver:
+        export(
+            receiver.endpoint,
+            tmp_path,
+            OTEL_EXPORTER_OTLP_CERTIFICATE=chain,
+            OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE=chain,
+            OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY=key,
+        )
+        assert receiver.names() == ["GET /"]
