@@ -13,36 +13,63 @@ class Scope:
     ``asyncio`` children, threads started with a copied context), so that what one of them binds all of them log.
     """
 
-    # Defaults stand on the class: a request sets only what it has.
-    method = ""
-    path = ""
-    name = ""  # the view, the task or the command
-    route: str | None = None
-    status = 0
-    request: Any = None
-    request_id = ""
-    trace_id = ""  # 32 lower-case hexadecimal digits
-    span: Any = None  # the local root
-    sampled = False  # by the head: a root that failed or was slow is kept all the same
-    entry: Any = None  # what the metrics counted it as when it came in
-    activation: Any = None  # what makes the span the current one of the OpenTelemetry context
-    user_id: str | None = None  # only if the work has loaded it anyway
-    started = 0  # nanoseconds of time.perf_counter_ns()
-    ended = 0
-    queue_ns: int | None = None  # waited in the server's queue, as told by the proxy
-    size = -1  # bytes of the response's body
-    db_count = 0
-    db_ns = 0
-    cache_hits = 0
-    cache_misses = 0
-    excluded = False
-    exception: BaseException | None = None  # what the view raised, handled or not
-    error: BaseException | None = None  # what nobody handled
+    __slots__ = (
+        "activation",
+        "bound",
+        "cache_hits",
+        "cache_misses",
+        "db_count",
+        "db_ns",
+        "ended",
+        "entry",
+        "error",
+        "exception",
+        "excluded",
+        "kind",
+        "method",
+        "name",
+        "path",
+        "queue_ns",
+        "request",
+        "request_id",
+        "route",
+        "sampled",
+        "size",
+        "span",
+        "started",
+        "status",
+        "trace_id",
+        "user_id",
+    )
 
     def __init__(self, kind: str, *, started: int = 0) -> None:
+        # Set here, not on the class: CPython 3.11 to 3.13 look a default of the class up in its bases at each use.
         self.kind = kind  # "request", "task" or "command"
-        self.started = started
+        self.started = started  # nanoseconds of time.perf_counter_ns()
+        self.ended = 0
         self.bound: dict[str, Any] = {}
+        self.method = ""
+        self.path = ""
+        self.name = ""  # the view, the task or the command
+        self.route: str | None = None
+        self.status = 0
+        self.request: Any = None
+        self.request_id = ""
+        self.trace_id = ""  # 32 lower-case hexadecimal digits
+        self.span: Any = None  # the local root
+        self.sampled = False  # by the head: a root that failed or was slow is kept all the same
+        self.entry: Any = None  # what the metrics counted it as when it came in
+        self.activation: Any = None  # what makes the span the current one of the OpenTelemetry context
+        self.user_id: str | None = None  # only if the work has loaded it anyway
+        self.queue_ns: int | None = None  # waited in the server's queue, as told by the proxy
+        self.size = -1  # bytes of the response's body
+        self.db_count = 0
+        self.db_ns = 0
+        self.cache_hits = 0
+        self.cache_misses = 0
+        self.excluded = False
+        self.exception: BaseException | None = None  # what the view raised, handled or not
+        self.error: BaseException | None = None  # what nobody handled
 
 
 current: ContextVar[Scope | None] = ContextVar("django_obs.scope", default=None)
