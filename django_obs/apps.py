@@ -227,7 +227,6 @@ def build_metrics(settings: Settings) -> MetricPipeline:
         directory=runtime.runtime_dir,
         guard=guard,
         namespace=getattr(project, "PROMETHEUS_METRIC_NAMESPACE", ""),
-        plain_scheme=not project.SECURE_PROXY_SSL_HEADER,
     )
     pipeline.install()
     return pipeline

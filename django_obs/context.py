@@ -25,6 +25,7 @@ class Scope:
         "error",
         "exception",
         "excluded",
+        "ids",
         "kind",
         "method",
         "name",
@@ -34,6 +35,7 @@ class Scope:
         "request_id",
         "route",
         "sampled",
+        "scheme",
         "size",
         "span",
         "started",
@@ -50,12 +52,14 @@ class Scope:
         self.bound: dict[str, Any] = {}
         self.method = ""
         self.path = ""
+        self.scheme = ""
         self.name = ""  # the view, the task or the command
         self.route: str | None = None
         self.status = 0
         self.request: Any = None
         self.request_id = ""
         self.trace_id = ""  # 32 lower-case hexadecimal digits
+        self.ids: tuple[str, str] | None = None  # the trace id, and 16 digits of the local root's span id
         self.span: Any = None  # the local root
         self.sampled = False  # by the head: a root that failed or was slow is kept all the same
         self.entry: Any = None  # what the metrics counted it as when it came in

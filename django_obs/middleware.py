@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.apps import apps
+from django.conf import settings as project
 from django.core.signals import got_request_exception
 
 from django_obs import runtime
@@ -48,6 +49,8 @@ class ObservabilityMiddleware:
         self.get_response = get_response
         self.failed: set[str] = set()
         telemetry: Telemetry = apps.get_app_config("django_obs").telemetry  # type: ignore[attr-defined]
+        # Whether the server's word on http or https holds: asking `scheme` asks the settings each time.
+        self.plain_scheme = not project.SECURE_PROXY_SSL_HEADER
         # Tells whether a path shall leave no line, sample or span.
         self.is_excluded = compile_globs(telemetry.settings.excluded_paths)
         self.traces = self._opened("open_tracing", telemetry.open_tracing)
@@ -119,6 +122,7 @@ class ObservabilityMiddleware:
             scope.request = request
             scope.method = request.method or ""
             scope.path = path = request.path
+            scope.scheme = (request._get_scheme() if self.plain_scheme else request.scheme) or ""  # type: ignore[attr-defined]
             if self.is_excluded(path):
                 scope.excluded = True
                 if self.traces is not None:

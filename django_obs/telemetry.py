@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from django_obs.traces.requests import RequestTracing
 
 
+# Matching takes ten times as long as looking a path up.
+REMEMBERED = 1024
+REMEMBERED_LENGTH = 256
+
+
 class Telemetry:
     """The doors that are open in this process; None where a signal is off."""
 
@@ -34,11 +39,24 @@ class Telemetry:
         self.access = access
 
 
-def compile_globs(globs: tuple[str, ...]) -> Callable[[str], object]:
+def compile_globs(globs: tuple[str, ...]) -> Callable[[str], bool]:
     """Return a function that is true for paths that match any of the globs."""
     exact = frozenset(glob for glob in globs if not re.search(r"[*?\[]", glob))
     patterns = [translate(glob) for glob in globs if glob not in exact]
     if not patterns:
         return exact.__contains__
     match = re.compile("|".join(patterns)).match
-    return lambda path: path in exact or match(path)
+    known: dict[str, bool] = {}
+
+    def matches(path: str) -> bool:
+        found = known.get(path)
+        if found is None:
+            found = path in exact or match(path) is not None
+            # Clients choose their paths: what is full is emptied, and none of them takes much room.
+            if len(known) >= REMEMBERED:
+                known.clear()
+            if len(path) <= REMEMBERED_LENGTH:
+                known[path] = found
+        return found
+
+    return matches

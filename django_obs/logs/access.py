@@ -29,6 +29,7 @@ class AccessLog:
         self.handler = handler
         self.stamper = stamper
         self.logger = logging.getLogger(LOGGER)
+        self._names = {level: logging.getLevelName(level) for level in (logging.INFO, logging.WARNING, logging.ERROR)}
 
     def emit(
         self,
@@ -59,11 +60,11 @@ class AccessLog:
                 scope.route,
                 scope.path,
                 status,
-                duration_ns,
-                queue_ns,
+                duration_ns // 1000 / 1000,
+                queue_ns if queue_ns is None else queue_ns // 1000 / 1000,
                 size,
                 scope.db_count,
-                scope.db_ns,
+                scope.db_ns // 1000 / 1000,
                 scope.cache_hits,
                 scope.cache_misses,
                 scope.user_id,
@@ -87,10 +88,10 @@ class AccessLog:
             (
                 time(),
                 level,
-                logging.getLevelName(level),
+                self._names[level],
                 LOGGER,
                 message,
-                stamper.ids() or (scope.trace_id, ""),
+                scope.ids or stamper.ids() or (scope.trace_id, ""),
                 scope.request_id,
                 stamper.snapshot(scope.bound) if scope.bound else None,
                 values,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from logging.handlers import QueueListener
 from time import monotonic, sleep, time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from django_obs.lifecycle import Worker
 from django_obs.logs.backlog import STEPS, Backlog, nothing_dropped, step
@@ -26,11 +26,14 @@ REPORT_INTERVAL = 1.0
 BROKEN = frozenset({errno.EPIPE, errno.EBADF, errno.EINVAL, errno.ECONNRESET, errno.ESHUTDOWN, errno.ENXIO})
 
 
+Waiting = TypeVar("Waiting")  # a stamp or an entry
+
+
 class Lines(Protocol):
     """What the listener asks of a formatter."""
 
     def line(self, entry: Entry) -> bytes: ...
-    def lines(self, entries: list[Entry]) -> list[bytes]: ...
+    def stamped(self, stamp: Stamp) -> bytes: ...
 
 
 class LogListener(QueueListener):
@@ -161,24 +164,26 @@ class LogListener(QueueListener):
             self._lock.release()
 
     def _write_batch(self, batch: list[Stamp]) -> bool:
-        entries = list(map(self.stamper.entry, batch))
         # Once: who watches may come and go in another thread.
         exporter = self.exporter
-        if exporter is not None:
+        if exporter is None:
+            lines = self._format(self.formatter.stamped, batch)
+        else:
+            entries = list(map(self.stamper.entry, batch))
             self._export(exporter, entries)
-        lines = self._format(entries)
+            lines = self._format(self.formatter.line, entries)
         self._rest = b"".join(lines)
         self._rest_lines = len(lines)
         return self._flush_rest()
 
-    def _format(self, entries: list[Entry]) -> list[bytes]:
+    def _format(self, line: Callable[[Waiting], bytes], batch: list[Waiting]) -> list[bytes]:
         try:
-            return self.formatter.lines(entries)
+            return list(map(line, batch))
         except Exception:
             lines = []
-            for entry in entries:
+            for each in batch:
                 try:
-                    lines.append(self.formatter.line(entry))
+                    lines.append(line(each))
                 except Exception:
                     self._fail(1, "A log line could not be formatted")
             return lines

@@ -145,15 +145,10 @@ class RequestInstruments:
         self,
         catalogue: Catalogue,
         *,
-        plain_scheme: bool = True,
         counted_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``plain_scheme``: whether the server's word on http or https holds, without SECURE_PROXY_SSL_HEADER.
-
-        ``counted_elsewhere``: whether django-prometheus's middleware records what goes by its names.
-        """
+        """``counted_elsewhere``: whether django-prometheus's middleware records what goes by its names."""
         self.catalogue = catalogue
-        self.plain_scheme = plain_scheme
         self.counted_elsewhere = counted_elsewhere
         self._lock = threading.Lock()
         self._prepared = False
@@ -203,9 +198,7 @@ class RequestInstruments:
 
     def request_started(self, scope: Any) -> None:
         """Count the request that comes in and note on the scope what it was counted as."""
-        request = scope.request
-        scheme = request._get_scheme() if self.plain_scheme else request.scheme
-        key = (scope.method, scheme, request.META.get("SERVER_PROTOCOL", ""))
+        key = (scope.method, scope.scheme, scope.request.META.get("SERVER_PROTOCOL", ""))
         entry = self._entries.get(key)
         if entry is None:
             entry = self._enter(key)

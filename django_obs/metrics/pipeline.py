@@ -42,12 +42,10 @@ class MetricPipeline:
         directory: Callable[[], Path],
         guard: Guard | None = None,
         namespace: str = "",
-        plain_scheme: bool = True,
     ) -> None:
         """``directory`` is called when the first file is opened; the store lies in its subdirectory ``metrics``.
 
-        ``namespace``: django-prometheus's ``PROMETHEUS_METRIC_NAMESPACE``. ``plain_scheme``: whether the server's word
-        on http or https holds, without ``SECURE_PROXY_SSL_HEADER``.
+        ``namespace``: django-prometheus's ``PROMETHEUS_METRIC_NAMESPACE``.
         """
         self.settings = settings
         self._directory = directory
@@ -58,7 +56,6 @@ class MetricPipeline:
         self._health: PipelineHealth | None = None
         self._pauses: GarbagePauses | None = None
         self._namespace = namespace
-        self._plain_scheme = plain_scheme
         self._instruments: Instruments | None = None
 
     def install(self) -> None:
@@ -91,9 +88,7 @@ class MetricPipeline:
                     )
                     self._instruments = Instruments(
                         catalogue,
-                        RequestInstruments(
-                            catalogue, plain_scheme=self._plain_scheme, counted_elsewhere=peers.counts_requests
-                        ),
+                        RequestInstruments(catalogue, counted_elsewhere=peers.counts_requests),
                         DatabaseInstruments(catalogue, counts_itself=peers.counts_queries),
                         CacheInstruments(
                             catalogue, backend_label=peers.backend_label, counts_itself=peers.counts_cache

@@ -170,11 +170,14 @@ def _span_attributes(attributes: dict[str, Any]) -> list[bytes]:
         fragments: list[Any] = list(map(_texts.get, attributes.items()))
     except TypeError:
         fragments = [None] * len(attributes)
-    if None in fragments:
-        integers = _integers.get
-        for at, pair in enumerate(attributes.items()):
-            if fragments[at] is None:
-                fragments[at] = (type(pair[1]) is int and integers(pair)) or _span_attribute(pair)
+    missing = fragments.count(None)
+    if missing:
+        pairs = list(attributes.items())
+        at = -1
+        for _ in range(missing):
+            at = fragments.index(None, at + 1)
+            pair = pairs[at]
+            fragments[at] = (type(pair[1]) is int and _integers.get(pair)) or _span_attribute(pair)
     return fragments
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from time import perf_counter_ns, time_ns
+from time import time_ns
 from typing import Any, TypeAlias
 
 from opentelemetry import trace as api
@@ -56,7 +56,7 @@ class RequestTracing:
         get = meta.get
         protocol = get("SERVER_PROTOCOL")
         method = scope.method
-        key = (method, request.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol)
+        key = (method, scope.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol)
         attributes = (self._endpoints.get(key) or self._endpoint(key)).copy()
         attributes["url.path"] = scope.path
         query = get("QUERY_STRING")
@@ -74,7 +74,7 @@ class RequestTracing:
                 attributes["network.protocol.version"] = asgi.get("http_version", "1.1")
         if method not in METHODS:
             method = "HTTP"
-        now = time_ns() - (perf_counter_ns() - scope.started)
+        now = time_ns()
         tracer = self.tracer
         if chosen is not None:
             attributes.update(chosen.of_request(request))
@@ -82,7 +82,8 @@ class RequestTracing:
         if type(tracer) is Tracer:
             span = scope.span = tracer.start_request(method, meta, attributes, now)
             scope.activation = span.activate()
-            scope.trace_id = span.ids()[0]
+            ids = scope.ids = span.ids()
+            scope.trace_id = ids[0]
             scope.sampled = type(span) is Span and span.trace.flags & 1 == 1
         else:
             self._open_foreign(tracer, scope, method, meta, attributes, now)
@@ -132,7 +133,8 @@ class RequestTracing:
         span = scope.span = tracer.start_span(name, context, kind, attributes, start_time=now)
         scope.activation = attach(api.set_span_in_context(span, context))
         span_context = span.get_span_context()
-        scope.trace_id = f"{span_context.trace_id:032x}"
+        scope.ids = (f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}")
+        scope.trace_id = scope.ids[0]
         scope.sampled = span_context.trace_flags.sampled
 
     def suppress(self, scope: Scope) -> None:
@@ -167,8 +169,11 @@ class RequestTracing:
             attributes["http.route"] = route
             method = scope.method if scope.method in METHODS else "HTTP"
             # A hook or a view may have found a better name.
-            if getattr(span, "name", method) == method:
-                span.update_name(self._names.get((method, route)) or self._name(method, route))
+            if own:
+                if span.name == method:
+                    span.name = self._names.get((method, route)) or self._name(method, route)
+            elif getattr(span, "name", method) == method:
+                span.update_name(self._name(method, route))
         if scope.size >= 0:
             attributes["http.response.body.size"] = scope.size
         if scope.user_id is not None:
@@ -185,7 +190,8 @@ class RequestTracing:
         chosen = options.in_force()
         if chosen is not None and response is not None:
             attributes.update(chosen.of_response(response))
-        span.set_attributes({} if own else attributes)
+        if not own:
+            span.set_attributes(attributes)
         if response is not None:
             if chosen is not None and chosen.response_hook is not None:
                 call(chosen.response_hook, span, request, response)

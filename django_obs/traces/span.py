@@ -153,6 +153,9 @@ class LocalTrace(list["Span | Leaf"]):
             root.recorded_attributes["django_obs.sampling.kept"] = reason
         self.decision = True
         provider.dropped += self.overflow
+        if not self:
+            provider.deliver(self, (root,))
+            return
         if len(self) >= provider.repeats:
             _mark_repeats(self, root, provider.repeats)
         self.append(root)
@@ -322,8 +325,8 @@ class Span(api.Span):
         if ids is None:
             trace = self.trace
             if trace.hex is None:
-                trace.hex = f"{trace.trace_id:032x}"
-            ids = self._ids = (trace.hex, f"{self.span_id:016x}")
+                trace.hex = trace.trace_id.to_bytes(16, "big").hex()
+            ids = self._ids = (trace.hex, self.span_id.to_bytes(8, "big").hex())
         return ids
 
     def get_span_context(self) -> SpanContext:

@@ -39,6 +39,7 @@ class Recorder:
         scope = Scope("request", started=0)
         scope.method = method
         scope.request = request
+        scope.scheme = request.scheme
         self.instruments.request_started(scope)
         return scope, request
 
@@ -216,7 +217,7 @@ def test_error_type_is_of_the_servers_errors_alone(recorder: Recorder, status: i
 
 def test_scheme_follows_the_trusted_proxy(settings: Any) -> None:
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
-    recorder = Recorder(plain_scheme=False)
+    recorder = Recorder()
     recorder.request(headers={"HTTP_X_FORWARDED_PROTO": "https"})
     assert recorder.value("django_http_requests_total_by_transport_total", transport="https") == 1
 
@@ -286,11 +287,11 @@ from django_obs.metrics.catalogue import Catalogue
 from django_obs.metrics.instruments import RequestInstruments
 registry = CollectorRegistry()
 instruments = RequestInstruments(Catalogue(latency_buckets=(0.1, 1.0, 10.0), registry=registry))
-request = New(META={"SERVER_PROTOCOL": "HTTP/1.1", "CONTENT_LENGTH": "100"}, _get_scheme=lambda: "http")
+request = New(META={"SERVER_PROTOCOL": "HTTP/1.1", "CONTENT_LENGTH": "100"})
 response = New(headers={"Content-Type": "text/html; charset=utf-8"}, charset="utf-8", streaming=False)
 for status in (200, 200, 404):
     scope = New(request=request, method="GET", name="cart", route="/cart/", status=status, started=0, ended=10**9,
-                error=None, exception=None, size=5, sampled=False, queue_ns=None)
+                error=None, exception=None, size=5, sampled=False, queue_ns=None, scheme="http")
     instruments.request_started(scope)
     instruments.request_finished(scope, request, response)
 print(type(next(iter(instruments._tallies.values()))).__name__)
