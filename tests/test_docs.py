@@ -190,7 +190,7 @@ def test_keys_of_a_line_are_documented() -> None:
 
 
 def test_fields_of_the_access_line_are_documented() -> None:
-    fields = access_fields(("GET", "/", "/", 200, 1.0, 1.0, 1, 1, 1.0, 1, 1, "42", "127.0.0.1"))
+    fields = access_fields(("GET", "/", "/", 200, 1, 1, 1, 1, 1, 1, 1, "42", "127.0.0.1"))
 
     documented = table("logs.md", "## The access line")
 

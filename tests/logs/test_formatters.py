@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_obs.context import Scope, current
-from django_obs.logs.entry import RESERVED, Entry, Stamper
-from django_obs.logs.formatters import ConsoleFormatter, JSONFormatter
+from django_obs.logs.entry import RESERVED, Entry, Failure, Stamper
+from django_obs.logs.formatters import REMEMBERED, ConsoleFormatter, JSONFormatter
 from django_obs.logs.redaction import MASK, Redaction
 from tests.logs.test_values import Broken, anything
 
@@ -70,6 +70,60 @@ def test_keys_come_in_the_order_of_the_layout(clean_context: None) -> None:
     ]
     assert line["timestamp"] == "2026-01-01T00:00:00.000001Z"
     assert list(line["exception"]) == ["type", "message", "stack"]
+
+
+text = st.text(st.characters(), max_size=20)  # lone surrogates included
+number = st.integers(0, 10**15)
+
+
+@given(
+    created=st.floats(-1e10, 1e11),
+    level=st.sampled_from(["INFO", "WARNING", "ERROR"]),
+    ids=st.none() | st.tuples(st.just("a" * 32), st.sampled_from(["", "b" * 16])),
+    request_id=st.sampled_from(["", "a" * 32]) | text,
+    bound=st.none() | st.dictionaries(text, number, max_size=2),
+    values=st.tuples(
+        text,
+        st.none() | text,
+        text,
+        st.integers(100, 599),
+        number,
+        st.none() | number,
+        st.none() | number,
+        number,
+        number,
+        number,
+        number,
+        st.none() | text,
+        st.none() | text,
+    ),
+    failure=st.none() | st.just(Failure("ValueError", "bad", "Traceback")),
+    formatter=st.sampled_from(
+        [JSON, JSONFormatter(service="", stamper=STAMPER), JSONFormatter(service="shop", static_fields={"a": 1})]
+    ),
+)
+def test_access_line_is_to_the_letter_that_of_its_entry(
+    created: float,
+    level: str,
+    ids: Any,
+    request_id: str,
+    bound: Any,
+    values: Any,
+    failure: Failure | None,
+    formatter: JSONFormatter,
+) -> None:
+    message = f"{values[0]} {values[2]} {values[3]}"
+    stamp = (created, 20, level, "django_obs.access", message, ids, request_id, bound, values, failure, None)
+    assert formatter.stamped(stamp) == formatter.line(formatter.stamper.entry(stamp))
+
+
+def test_access_lines_of_a_client_that_makes_paths_up_take_bounded_room() -> None:
+    formatter = JSONFormatter(service="shop", stamper=STAMPER)
+    for number in range(3 * REMEMBERED):
+        values = ("GET", None, f"/{number}", 404, 1, None, 1, 0, 0, 0, 0, None, "127.0.0.1")
+        stamp = (0.0, 30, "WARNING", "django_obs.access", "m", ("a" * 32, "b" * 16), "r", None, values, None, None)
+        assert json.loads(formatter.stamped(stamp))["path"] == f"/{number}"
+    assert 0 < len(formatter._access) <= REMEMBERED
 
 
 @pytest.mark.parametrize("created", [0.0, 1.999999, 1e9 + 0.5, -1.5, 253402300799.0])
