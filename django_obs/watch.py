@@ -141,7 +141,7 @@ class Copier:
 
         if self._encoded_resource is None:
             self._encoded_resource = encode_resource(self._resource())
-        return encode_request(self._encoded_resource, groups)
+        return encode_request(self._encoded_resource, ((scope, (content,)) for scope, content in groups))
 
     def _post(self, path: str, body: bytes) -> bool:
         reused = self._connection is not None

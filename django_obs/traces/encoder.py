@@ -436,10 +436,17 @@ def encode_resource(attributes: Mapping[str, Any]) -> bytes:
     return delimited(b"\x0a", encode_attributes(b"\x0a", attributes)[0])
 
 
-def encode_request(resource: bytes, groups: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode an ExportTraceServiceRequest (or one of logs) of one resource from (scope, spans) pairs."""
-    scopes = b"".join(delimited(b"\x12", scope + content) for scope, content in groups)
-    return delimited(b"\x0a", resource + scopes)
+def encode_request(resource: bytes, groups: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
+    """Encode an ExportTraceServiceRequest (or one of logs) of one resource from a scope and its spans, by scope.
+
+    Everything is copied once: with one copy a level, a batch takes four times its size for a moment, and the process
+    keeps the room.
+    """
+    parts = [b"", resource]
+    for scope, contents in groups:
+        parts += (b"\x12" + varint(len(scope) + sum(map(len, contents))), scope, *contents)
+    parts[0] = b"\x0a" + varint(sum(map(len, parts)))
+    return b"".join(parts)
 
 
 def encode_log(

@@ -139,8 +139,7 @@ class Exporter:
             size += len(spans)
         if self._encoded_resource is None:
             self._encoded_resource = encode_resource(self._resource())
-        groups = ((scope, b"".join(spans)) for scope, spans in scopes.items())
-        return Batch(count, encode_request(self._encoded_resource, groups))
+        return Batch(count, encode_request(self._encoded_resource, scopes.items()))
 
     def _send(self, batch: Batch) -> Outcome:
         try:

@@ -39,7 +39,7 @@ class ListSink:
         self.groups.extend(groups)
 
     def scope_spans(self) -> list[Any]:
-        payload = encode_request(encode_resource({}), [(scope, spans) for scope, _, spans in self.groups])
+        payload = encode_request(encode_resource({}), [(scope, [spans]) for scope, _, spans in self.groups])
         request = ExportTraceServiceRequest.FromString(payload)
         assert sum(count for _, count, _ in self.groups) == sum(
             len(each.spans) for each in request.resource_spans[0].scope_spans

@@ -57,7 +57,7 @@ statuses = st.none() | st.builds(Status, st.just(StatusCode.ERROR), texts) | st.
 
 
 def decoded(sink: Any) -> ExportTraceServiceRequest:
-    payload = encoder.encode_request(b"", [(scope, spans) for scope, _, spans in sink.groups])
+    payload = encoder.encode_request(b"", [(scope, [spans]) for scope, _, spans in sink.groups])
     return ExportTraceServiceRequest.FromString(payload)
 
 
@@ -211,7 +211,7 @@ def test_leaf_is_a_whole_span(
     trace = LocalTrace(provider, 7, 8, 3, state)
     trace.append((source, statement, 9, 1000, 2000, error, more))
     ((scope, count, encoded),) = encoder.encode_items(trace, trace, provider.limits, random.Random(1))
-    request = ExportTraceServiceRequest.FromString(encoder.encode_request(b"", [(scope, encoded)]))
+    request = ExportTraceServiceRequest.FromString(encoder.encode_request(b"", [(scope, [encoded])]))
     (span,) = request.resource_spans[0].scope_spans[0].spans
     assert count == 1
     assert (span.name, span.kind) == ("SELECT", SpanMessage.SPAN_KIND_CLIENT)

@@ -241,7 +241,7 @@ def test_process_that_is_over_in_a_moment_exports_at_its_exit(protocol: str) -> 
 
 
 def test_logs_travel_by_the_same_means() -> None:
-    payload = encode_request(b"", [(encode_scope("shop.views"), encode_log(time_ns=1, body="hello"))])
+    payload = encode_request(b"", [(encode_scope("shop.views"), [encode_log(time_ns=1, body="hello")])])
     with collector() as receiver:
         transport = open_transport("logs", "http/protobuf", receiver.endpoint.replace("traces", "logs"), {})
         assert transport.send(Batch(1, payload), 10, retry=True).delivered
@@ -342,7 +342,7 @@ class _Tee:
 
 
 def _wrap(groups: list[tuple[bytes, int, bytes]]) -> bytes:
-    return encode_request(b"", [(scope, spans) for scope, _, spans in groups])
+    return encode_request(b"", [(scope, [spans]) for scope, _, spans in groups])
 
 
 def traced(pipeline: TracePipeline, number: int) -> None:
