@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,17 @@ def test_own_process_is_read() -> None:
     assert usage.resident < usage.virtual
     assert usage.open_fds == pytest.approx(len(os.listdir("/proc/self/fd")), abs=2)
     assert usage.threads >= 1
-    assert usage.started == pytest.approx(os.stat("/proc/self").st_ctime, abs=5)
+
+
+def test_start_is_when_the_process_began() -> None:
+    before = time.time()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        after = time.time()
+        usage = ProcessReader().read(process.pid)
+        process.communicate(b"\n")
+    assert usage is not None
+    # The kernel tells when it booted in whole seconds.
+    assert before - 2 <= usage.started <= after + 2
 
 
 def test_process_that_is_gone_is_nothing() -> None:
