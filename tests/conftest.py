@@ -9,6 +9,9 @@ from django.apps import apps
 from django.test import override_settings
 from hypothesis import settings
 
+# All servers of the tests are on this machine, which may itself have to ask a proxy for everything else.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,::1"
+
 # The same examples each time, so that a run says something of what was changed; `HYPOTHESIS_PROFILE=long` looks for
 # new ones. A machine under load is no finding.
 settings.register_profile("usual", deadline=None, derandomize=True, database=None)
