@@ -127,7 +127,7 @@ def test_grpc_collector_that_refuses_is_not_asked_again(make_pipeline: Make, cap
 def test_message_that_is_too_large_for_the_collector_is_given_up(
     make_pipeline: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10")
     with grpc_collector() as receiver:
         pipeline = make_grpc(make_pipeline, receiver.port)
         root = pipeline.tracer.start_request("large", {}, {"text": "x" * 5_000_000})
