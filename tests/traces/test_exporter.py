@@ -233,7 +233,8 @@ def test_collector_that_restarts_misses_nothing(make_pipeline: Make) -> None:
     for generation in range(3):
         with collector(port=port) as receiver:
             request(pipeline, f"up {generation}")
-            wait_for(lambda receiver=receiver: receiver.spans())
+            # What was received is sent again if the collector goes before its answer is read.
+            wait_for(lambda receiver=receiver: receiver.spans() and not pipeline.stats()["queued"])
         request(pipeline, f"down {generation}")
         names += receiver.names()
     with collector(port=port) as receiver:
@@ -333,7 +334,7 @@ def test_server_that_is_no_collector_does_not_matter(
         pipeline = make_pipeline(f"http://127.0.0.1:{port}/v1/traces", queue_size=50)
         for _ in range(200):
             request(pipeline)
-        assert not pipeline.force_flush(3)
+        assert not pipeline.force_flush(20)
         stats = pipeline.stats()
         assert stats["exported"] == 0
         assert stats["queued"] <= 50
