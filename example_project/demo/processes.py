@@ -18,10 +18,15 @@ class StartError(Exception):
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that nobody listens on, and that nobody else is given as long as this process lives."""
+    probe = socket.socket()
+    # Who sets this as well can bind the port and listen on it, as servers do. Until then connections are refused.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    port = int(probe.getsockname()[1])
+    # The descriptor stays open, without an object that would close it or warn. Programs that are started do not get it.
+    probe.detach()
+    return port
 
 
 def is_free(port: int) -> bool:
