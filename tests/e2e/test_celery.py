@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from example_project.demo.processes import Process, poll
+from example_project.demo.story import read_lines
 from tests.e2e.project import PATIENCE, Project
 from tests.traces.support import Collector, attributes, collector
 
@@ -109,6 +110,8 @@ class Shop:
             f"--pool={pool}",
             "--concurrency=2",
             "--without-mingle",
+            # Two of one name on a RabbitMQ would take the mailbox from each other.
+            f"--hostname={self.queue}@%h",
         )
         # Celery prints its banner before it listens, so that ready is who says so.
         return worker.wait_ready(lambda: " ready." in worker.said(), PATIENCE)
@@ -137,13 +140,15 @@ def shop(tmp_path, broker):
         receiver = stack.enter_context(collector())
         project = Project(tmp_path, stack, otlp_endpoint=f"http://127.0.0.1:{receiver.port}")
         project.env["DJANGO_OBS_RUNTIME_DIR"] = str(tmp_path / "runtime")
+        # Whoever exports for the first time at its exit imports the exporter in that time.
+        project.env["DJANGO_OBS_FLUSH_TIMEOUT"] = str(PATIENCE)
         shop = Shop(project, receiver, broker)
         stack.callback(shop.remove_queue)
         yield shop
 
 
 def lines(process: Process) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in process.out.read_text().splitlines() if line.startswith("{")]
+    return list(read_lines(process.out))
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
@@ -155,7 +160,8 @@ def test_task_is_child_of_request_in_all_signals(shop, pool):
         return [line for line in lines(worker) if "task_id" in line and line["logger"] == "django_obs.access"]
 
     assert poll(lambda: len(tasks()) >= 4, PATIENCE), worker.said()
-    assert worker.stop() == 0, worker.said()
+    # Its exit flushes, which may wait as long as the timeout of the flush.
+    assert worker.stop(timeout=2 * PATIENCE) == 0, worker.said()
 
     # Spans
     spans = shop.spans()

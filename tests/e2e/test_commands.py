@@ -38,6 +38,8 @@ def project(tmp_path):
         receiver = stack.enter_context(collector())
         project = Project(tmp_path, stack, otlp_endpoint=f"http://127.0.0.1:{receiver.port}")
         project.env["DJANGO_OBS_RUNTIME_DIR"] = str(tmp_path / "runtime")
+        # A job exports for the first time at its exit, and imports the exporter in that time.
+        project.env["DJANGO_OBS_FLUSH_TIMEOUT"] = str(PATIENCE)
         commands = tmp_path / "shop" / "management" / "commands"
         commands.mkdir(parents=True)
         (commands / "bill.py").write_text(BILL)
