@@ -22,8 +22,6 @@ _LINE = orjson.OPT_APPEND_NEWLINE
 REMEMBERED = 1024
 REMEMBERED_LENGTH = 256
 AccessKey: TypeAlias = tuple[str, str, str | None, str, int]  # level, method, route, path, status
-# What stands behind the point for so many thousandths.
-DIGITS = tuple(f"{number:03d}".rstrip("0") or "0" for number in range(1000))
 _NO_REDACTION = Redaction()
 
 
@@ -78,6 +76,7 @@ class JSONFormatter(OrjsonFormatter):
         self._additions = {**self.defaults, **self.static_fields}
         self._knows_access = bool(self._plain_layout and service and not self.stamper.masks_access)
         self._access: dict[AccessKey, tuple[str, str]] = {}
+        self._digits = [""] * 1000  # what stands behind the point for so many thousandths
 
     def format(self, record: logging.LogRecord) -> str:
         if self.service is None:
@@ -104,23 +103,29 @@ class JSONFormatter(OrjsonFormatter):
         """
         created, _, level, logger, message, ids, request_id, bound, _, failure, _ = stamp
         method, route, path, status, duration, queued, size, queries, query_time, hits, misses, user_id, client = values
-        if bound or failure or not ids or not ids[1] or not request_id:
+        trace_id, span_id = ids or ("", "")
+        if bound or failure or not request_id or bool(trace_id) != bool(span_id):
             return b""
         if queued is not None or size is None or user_id is not None or not client:
             return b""
         shared = (level, method, route, path, status)
         what, where = self._access.get(shared) or self._remember_access(shared, logger, message)
-        trace_id, span_id = ids
-        asked = f'"{trace_id}"' if request_id == trace_id else quoted(request_id)
-        # A float would take three times as long as the digits before and after the point.
+        trace = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if span_id else ""
+        asked = f'"{request_id}"' if request_id == trace_id else quoted(request_id)
+        # A float would take three times as long as the digits before and behind the point.
         ms, us = divmod(duration, 1000)
         db_ms, db_us = divmod(query_time, 1000) if query_time else (0, 0)
+        digits = self._digits
         return (
-            f'{{"timestamp":"{self._clock.text(created)}",{what},"trace_id":"{trace_id}","span_id":"{span_id}",'
-            f'"request_id":{asked},{where},"duration_ms":{ms}.{DIGITS[us]},"response_bytes":{size},'
-            f'"db_queries":{queries},"db_ms":{db_ms}.{DIGITS[db_us]},"cache_hits":{hits},"cache_misses":{misses},'
-            f'"client":{quoted(client)}}}\n'
+            f'{{"timestamp":"{self._clock.text(created)}",{what},{trace}"request_id":{asked},{where},'
+            f'"duration_ms":{ms}.{digits[us] or self._remember_digits(us)},"response_bytes":{size},'
+            f'"db_queries":{queries},"db_ms":{db_ms}.{digits[db_us] or self._remember_digits(db_us)},'
+            f'"cache_hits":{hits},"cache_misses":{misses},"client":{quoted(client)}}}\n'
         ).encode()
+
+    def _remember_digits(self, thousandths: int) -> str:
+        digits = self._digits[thousandths] = f"{thousandths:03d}".rstrip("0") or "0"
+        return digits
 
     def _remember_access(self, shared: AccessKey, logger: str, message: str) -> tuple[str, str]:
         level, method, route, path, status = shared

@@ -16,8 +16,9 @@ from .transport import Batch, Outcome, Transport
 
 logger = logging.getLogger("django_obs")
 
-# One request costs the client 500 us, so few and large ones; but a gRPC receiver takes 4 MiB unless told otherwise.
-BATCH_BYTES = 2 * 1024 * 1024
+# One request costs the client 500 us, so few and large ones; but what waits and its copy on the way are room that a
+# process keeps, and a gRPC receiver takes 4 MiB unless told otherwise.
+BATCH_BYTES = 512 * 1024
 BATCH_SPANS = 2048
 # The default of OTEL_BSP_SCHEDULE_DELAY: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 DELAY = 5.0
@@ -58,6 +59,7 @@ class Exporter:
     def _reset(self) -> None:
         # Counters are written without a lock: the interpreter lock is not handed over inside one of these statements.
         self.waiting = 0  # spans that are queued or on their way
+        self._bytes = 0  # of what is queued, about: threads may add to it at once
         self.exported = 0
         self.dropped = 0
         self.failed = 0
@@ -83,11 +85,12 @@ class Exporter:
                 self._pressed = True
             else:
                 self.waiting += count
+                self._bytes += len(group[2])
                 self._queue.append(group)
         worker = self.worker
         if not worker.running:
             worker.ensure()
-        if self.waiting >= self._wake_at and not self._woken:
+        if (self.waiting >= self._wake_at or self._bytes >= BATCH_BYTES) and not self._woken:
             self._woken = True
             worker.wake()
 
@@ -137,6 +140,7 @@ class Exporter:
             scopes.setdefault(scope, []).append(spans)
             count += number
             size += len(spans)
+        self._bytes = 0 if not queue else max(0, self._bytes - size)
         if self._encoded_resource is None:
             self._encoded_resource = encode_resource(self._resource())
         return Batch(count, encode_request(self._encoded_resource, scopes.items()))
