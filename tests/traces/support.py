@@ -18,6 +18,7 @@ from django_obs.traces.encoder import LeafSource, encode_request, encode_resourc
 from django_obs.traces.limits import SpanLimits
 from django_obs.traces.provider import TracerProvider
 from django_obs.traces.sampler import KeepRule, RatioSampler
+from example_project.demo.processes import free_port as free_port
 
 
 def describe(sql: str) -> tuple[str, dict[str, Any]]:
@@ -245,8 +246,3 @@ def hang(connection: socket.socket) -> None:
     """Take everything and answer nothing."""
     while connection.recv(65536):
         pass
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -244,12 +244,12 @@ def test_collector_that_restarts_misses_nothing(make_pipeline: Make) -> None:
 
 
 def test_queue_that_was_full_once_gives_up_nothing_later(make_pipeline: Make) -> None:
-    with collector() as receiver:
+    port = free_port()
+    with collector(port=port) as receiver:
         pipeline = make_pipeline(receiver.endpoint, queue_size=2, environ={"OTEL_BSP_SCHEDULE_DELAY": "3600000"})
         pipeline.exporter.offer([(b"", 2, b""), (b"", 2, b"")])
         assert pipeline.stats()["dropped"] == 2
         assert pipeline.force_flush(60)
-        port = receiver.port
     request(pipeline)
     pipeline.exporter.force_flush(0.5)
     assert pipeline.stats()["failed"] == 0
