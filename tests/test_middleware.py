@@ -337,7 +337,9 @@ def test_async_view_is_one_span_with_its_query_and_line() -> None:
     assert response.status_code == 200
     assert [span.name for span in seen.spans if span.kind == "client"] == ["SELECT django_content_type"]
     assert {span.trace_id for span in seen.spans} == {seen.server.trace_id}
-    assert {line["trace_id"] for line in seen.lines} == {seen.server.trace_id}
+    # In development mode, asyncio logs what has held up its loop.
+    lines = [line for line in seen.lines if line["logger"] != "asyncio"]
+    assert {line["trace_id"] for line in lines} == {seen.server.trace_id}
 
 
 def test_async_stream_is_one_span_to_its_last_byte() -> None:
@@ -357,7 +359,7 @@ def test_client_that_goes_away_ends_span_and_line() -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         await server.send_input({"type": "http.disconnect"})
-        await server.wait()
+        await server.wait(60)
 
     seen = Seen()
     with capture_spans() as seen.spans, capture_logs() as seen.lines:

@@ -163,5 +163,7 @@ def test_lines_of_tasks_carry_what_their_task_has_bound(kind: str) -> None:
     found: defaultdict[int, list[int]] = defaultdict(list)
     for line in done.stdout.splitlines():
         parsed = json.loads(line)
-        found[parsed["greenlet"]].append(parsed["step"])
+        # In development mode, asyncio logs what has held up its loop.
+        if parsed["logger"] == "shop":
+            found[parsed["greenlet"]].append(parsed["step"])
     assert found == {number: list(range(20)) for number in range(20)}
