@@ -36,6 +36,7 @@ def test_lines_are_sent_as_log_records_of_the_same_trace(tmp_path: Path) -> None
             CODE,
             tmp_path,
             DJANGO_OBS_LOGS_OTLP="true",
+            DJANGO_OBS_FLUSH_TIMEOUT="60",
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{received.port}",
         )
         sent = records(received)
@@ -62,7 +63,7 @@ def test_collector_that_is_dead_costs_a_warning_and_no_line(tmp_path: Path) -> N
         tmp_path,
         DJANGO_OBS_LOGS_OTLP="true",
         DJANGO_OBS_TRACES_ENABLED="false",
-        DJANGO_OBS_FLUSH_TIMEOUT="2",
+        DJANGO_OBS_FLUSH_TIMEOUT="60",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
     )
 
