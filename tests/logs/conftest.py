@@ -34,7 +34,7 @@ class Installed:
 
     def raw(self) -> str:
         for each in self.made:
-            assert each.force_flush(5)
+            assert each.force_flush(60)
         return self.path.read_text()
 
     def lines(self) -> list[dict[str, Any]]:

@@ -220,7 +220,7 @@ def test_filter_expires_by_the_clock(pipeline: Installed) -> None:
     made = pipeline()
     made.filter.set("debug", until=0.0, source="test")
     assert logging.getLogger().level == logging.DEBUG
-    made.worker.flush(5)
+    made.worker.flush(60)
     assert logging.getLogger().level == logging.INFO
 
 
