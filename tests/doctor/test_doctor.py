@@ -280,9 +280,9 @@ def test_middleware_that_was_replaced_is_named(served: Served) -> None:
     assert done.returncode == 1
 
 
-def test_processes_that_meet_elsewhere_are_named(served: Served) -> None:
+def test_processes_that_meet_elsewhere_are_named(served: Served, tmp_path: Path) -> None:
     found, done = served.doctor(
-        DJANGO_OBS_RUNTIME_DIR=str(served.project.directory / "tmp" / "elsewhere"),
+        DJANGO_OBS_RUNTIME_DIR=str(tmp_path / "elsewhere"),
         DJANGO_OBS_METRICS_PORT=str(served.metrics.port),
     )
 
@@ -293,10 +293,12 @@ def test_processes_that_meet_elsewhere_are_named(served: Served) -> None:
     assert done.returncode == 1
 
 
-def test_troubles_of_live_processes_are_named(served: Served) -> None:
+def test_troubles_of_live_processes_are_named(served: Served, tmp_path: Path) -> None:
     directory = served.project.directory
     (directory / "counting.py").write_text(COUNTING)
-    served.project.env["DJANGO_OBS_RUNTIME_DIR"] = str(directory / "tmp" / "apart")
+    # Of this try alone: another would find what the first has counted.
+    apart = tmp_path / "apart"
+    served.project.env["DJANGO_OBS_RUNTIME_DIR"] = str(apart)
     started = []
     try:
         agent = shutil.which("opentelemetry-instrument", path=os.path.dirname(sys.executable))
@@ -307,7 +309,7 @@ def test_troubles_of_live_processes_are_named(served: Served) -> None:
             process = served.project.start(name, *command)
             started.append(process)
             process.wait_ready(lambda process=process: "counted" in process.said(), PATIENCE)
-        with (directory / "tmp" / "apart" / "metrics" / "index").open("ab") as index:
+        with (apart / "metrics" / "index").open("ab") as index:
             index.write(b"somebody's text\n")
         found, _ = served.doctor()
     finally:

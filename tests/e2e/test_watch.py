@@ -7,9 +7,10 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
@@ -113,10 +114,24 @@ def watch_of(metrics: Site) -> dict[str, Any]:
     return state
 
 
-def start_tail(project: Project, metrics: Site, *arguments: str) -> Process:
-    tail = project.start("tail", "-c", LAUNCH, "tail", "--json", *arguments)
-    assert poll(lambda: watch_of(metrics)["watched"], PATIENCE), tail.said()
-    return tail
+@contextmanager
+def serve_metrics(project: Project) -> Iterator[Site]:
+    """Serve until the end of the block. Others share the workers: a test that fails leaves no order of its own."""
+    metrics = project.serve_metrics()
+    with metrics.process:
+        try:
+            yield metrics
+        except BaseException:
+            with suppress(AssertionError, TimeoutExpired):
+                project.manage("obs", "watch", "--off")
+            raise
+
+
+@contextmanager
+def tailing(project: Project, metrics: Site, *arguments: str) -> Iterator[Process]:
+    with project.start("tail", "-c", LAUNCH, "tail", "--json", *arguments) as tail:
+        assert poll(lambda: watch_of(metrics)["watched"], PATIENCE), tail.said()
+        yield tail
 
 
 def items(tail: Process) -> list[dict[str, Any]]:
@@ -124,82 +139,83 @@ def items(tail: Process) -> list[dict[str, Any]]:
 
 
 def test_tail_shows_all_workers_and_the_asgi_server_and_ends_with_them_unwatched(shop: Shop) -> None:
-    metrics = shop.project.serve_metrics()
-    assert watch_of(metrics)["watched"] is False
-    assert not any(each["watched"] for each in shop.states().values())
+    with serve_metrics(shop.project) as metrics:
+        assert watch_of(metrics)["watched"] is False
+        assert not any(each["watched"] for each in shop.states().values())
 
-    tail = start_tail(shop.project, metrics)
-    shop.follow(watched=True)
-    pids = set(shop.states())
+        with tailing(shop.project, metrics) as tail:
+            shop.follow(watched=True)
+            pids = set(shop.states())
 
-    def seen() -> set[int]:
-        shop.states()
-        return {item["pid"] for item in items(tail) if item.get("logger") == "django_obs.access"}
+            def seen() -> set[int]:
+                shop.states()
+                return {item["pid"] for item in items(tail) if item.get("logger") == "django_obs.access"}
 
-    assert poll(lambda: seen() >= pids, 2 * PATIENCE), (pids, tail.said())
-    for item in items(tail):
-        assert item["role"] == "web" or item["pid"] not in pids
-    # A request is shown once, though its line and its span have come.
-    ends = [
-        (item["trace_id"], item["span_id"])
-        for item in items(tail)
-        if item["span_id"] and (item["type"] == "finished" or item["logger"] == "django_obs.access")
-    ]
-    assert len(ends) == len(set(ends))
-    newest = json.loads(metrics.request("/tail?last=1000")[1])["items"]
-    spans = [item for item in newest if item["type"] == "finished" and item["name"] == "GET /state"]
-    assert {item["pid"] for item in spans} >= pids
-    assert {(item["trace_id"], item["span_id"]) for item in spans} & set(ends)
+            assert poll(lambda: seen() >= pids, 2 * PATIENCE), (pids, tail.said())
+            for item in items(tail):
+                assert item["role"] == "web" or item["pid"] not in pids
+            # A request is shown once, though its line and its span have come.
+            ends = [
+                (item["trace_id"], item["span_id"])
+                for item in items(tail)
+                if item["span_id"] and (item["type"] == "finished" or item["logger"] == "django_obs.access")
+            ]
+            assert len(ends) == len(set(ends))
+            newest = json.loads(metrics.request("/tail?last=1000")[1])["items"]
+            spans = [item for item in newest if item["type"] == "finished" and item["name"] == "GET /state"]
+            assert {item["pid"] for item in spans} >= pids
+            assert {(item["trace_id"], item["span_id"]) for item in spans} & set(ends)
 
-    os.kill(tail.pid, signal.SIGINT)
-    assert poll(lambda: not tail.running, PATIENCE)
-    assert tail.popen.returncode == 130
-    shop.follow(watched=False)
-    # A process is unwatched before its thread has come to its end.
-    assert poll(lambda: not any("django_obs-watch" in each["threads"] for each in shop.states().values()), PATIENCE)
-    metrics.process.stop()
+            os.kill(tail.pid, signal.SIGINT)
+            assert poll(lambda: not tail.running, PATIENCE)
+            assert tail.popen.returncode == 130
+            shop.follow(watched=False)
+
+            def threads() -> set[str]:
+                return {name for each in shop.states().values() for name in each["threads"]}
+
+            # A process is unwatched before its thread has come to its end.
+            assert poll(lambda: "django_obs-watch" not in threads(), PATIENCE)
 
 
 def test_watch_ends_by_itself(shop: Shop) -> None:
-    metrics = shop.project.serve_metrics()
-    assert "operator" in shop.project.manage("obs", "watch", "--for", "10m")
-    shop.follow(watched=True)
-    shop.gunicorn.request("/fail")
-    assert poll(
-        lambda: any(
-            item["error"] and item["type"] == "finished"
-            for item in json.loads(metrics.request("/tail?last=100&errors=1")[1])["items"]
-        ),
-        PATIENCE,
-    )
-    # Now that all of them are known to watch: nobody switches it off.
-    shop.project.manage("obs", "watch", "--for", "1s")
-    shop.follow(watched=False)
-    assert watch_of(metrics)["watched"] is False
-    metrics.process.stop()
+    with serve_metrics(shop.project) as metrics:
+        assert "operator" in shop.project.manage("obs", "watch", "--for", "10m")
+        shop.follow(watched=True)
+        shop.gunicorn.request("/fail")
+        assert poll(
+            lambda: any(
+                item["error"] and item["type"] == "finished"
+                for item in json.loads(metrics.request("/tail?last=100&errors=1")[1])["items"]
+            ),
+            PATIENCE,
+        )
+        # Now that all of them are known to watch: nobody switches it off.
+        shop.project.manage("obs", "watch", "--for", "1s")
+        shop.follow(watched=False)
+        assert watch_of(metrics)["watched"] is False
 
 
 def test_processes_stop_when_the_port_is_gone_and_lose_nothing(shop: Shop) -> None:
-    metrics = shop.project.serve_metrics()
-    shop.project.manage("obs", "watch", "--for", "1h")
-    shop.follow(watched=True)
-    # It takes connections and answers nothing: the collector gets its spans all the same.
-    os.kill(metrics.process.pid, signal.SIGSTOP)
-    before = len(shop.collector.spans)
-    shop.states()
-    assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
-    metrics.process.stop(signal.SIGKILL)
-    shop.follow(watched=False)
-    before = len(shop.collector.spans)
-    shop.states()
-    assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
+    with serve_metrics(shop.project) as metrics:
+        shop.project.manage("obs", "watch", "--for", "1h")
+        shop.follow(watched=True)
+        # It takes connections and answers nothing: the collector gets its spans all the same.
+        os.kill(metrics.process.pid, signal.SIGSTOP)
+        before = len(shop.collector.spans)
+        shop.states()
+        assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
+        metrics.process.stop(signal.SIGKILL)
+        shop.follow(watched=False)
+        before = len(shop.collector.spans)
+        shop.states()
+        assert poll(lambda: len(shop.collector.spans) > before, 2 * PATIENCE)
 
     # The order still holds: the next port takes it over, and they follow again.
-    metrics = shop.project.serve_metrics()
-    shop.follow(watched=True)
-    shop.project.manage("obs", "watch", "--off")
-    shop.follow(watched=False)
-    metrics.process.stop()
+    with serve_metrics(shop.project):
+        shop.follow(watched=True)
+        shop.project.manage("obs", "watch", "--off")
+        shop.follow(watched=False)
 
 
 def test_celery_child_is_watched_in_the_trace_of_its_request(tmp_path: Path) -> None:
@@ -225,10 +241,10 @@ def test_celery_child_is_watched_in_the_trace_of_its_request(tmp_path: Path) -> 
         )
         worker.wait_ready(lambda: " ready." in worker.said(), PATIENCE)
         stack.callback(lambda: app.connection_for_write().default_channel.queue_delete(queue))
-        metrics = project.serve_metrics()
+        metrics = stack.enter_context(serve_metrics(project))
         # As startproject leaves it, DEBUG is on.
         assert watch_of(metrics)["holders"] == ["DEBUG"]
-        tail = start_tail(project, metrics, "off,[shop.pay]")
+        tail = stack.enter_context(tailing(project, metrics, "off,[shop.pay]"))
 
         def shown() -> list[dict[str, Any]]:
             app.send_task("shop.pay", queue=queue)
