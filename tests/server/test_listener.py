@@ -164,14 +164,16 @@ def test_silent_connections_make_room_for_a_scrape(connect: Connect) -> None:
 
 def test_reader_that_does_not_read_is_cut_off(connect: Connect) -> None:
     body = b"x" * 50_000_000
+    asked = threading.Event()
 
     def big(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        asked.set()
         start_response("200 OK", [])
         return [body]
 
     with serving(big, limits=replace(ROOMY, write_seconds=0.5)) as listener:
         client = connect(listener).send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: len(listener._connections) == 1)
+        assert asked.wait(60)
         wait_until(lambda: not listener._connections)
         assert len(client_read_what_is_left(client)) < len(body)
 

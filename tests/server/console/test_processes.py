@@ -11,6 +11,8 @@ from django_obs.server.console.processes import CPU_OVER, ProcessTable
 
 TICKS = os.sysconf("SC_CLK_TCK")
 BOOT = 1000.0
+# Pids above the highest that Linux gives: this process, whose pid may be any other, is in the table as well.
+ONE, TWO, THREE, FOUR = range(2**22 + 1, 2**22 + 5)
 
 
 class Machine:
@@ -44,55 +46,57 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_cpu_is_that_since_the_last_look(machine: Machine) -> None:
-    machine.run(7, cpu=50)
-    assert machine.cpu(7) == pytest.approx(0.1)  # of its life: there was no look before
+    machine.run(ONE, cpu=50)
+    assert machine.cpu(ONE) == pytest.approx(0.1)  # of its life: there was no look before
     machine.now += 10
-    machine.run(7, cpu=55)
-    assert machine.cpu(7) == pytest.approx(0.5)
+    machine.run(ONE, cpu=55)
+    assert machine.cpu(ONE) == pytest.approx(0.5)
 
 
 def test_looks_in_quick_succession_see_the_same(machine: Machine) -> None:
-    machine.run(7, cpu=50)
-    machine.cpu(7)
+    machine.run(ONE, cpu=50)
+    machine.cpu(ONE)
     machine.now += CPU_OVER / 2
-    machine.run(7, cpu=52)
-    assert machine.cpu(7) == pytest.approx(0.1)
+    machine.run(ONE, cpu=52)
+    assert machine.cpu(ONE) == pytest.approx(0.1)
     machine.now += CPU_OVER / 2
-    assert machine.cpu(7) == pytest.approx(2 / CPU_OVER)
+    assert machine.cpu(ONE) == pytest.approx(2 / CPU_OVER)
 
 
 def test_pid_that_comes_back_is_another_process(machine: Machine) -> None:
-    machine.run(7, cpu=50)
-    machine.cpu(7)
+    machine.run(ONE, cpu=50)
+    machine.cpu(ONE)
     machine.now += 10
-    machine.run(7, cpu=1, started=1000)
+    machine.run(ONE, cpu=1, started=1000)
 
-    assert machine.cpu(7) == pytest.approx(0.1)
+    assert machine.cpu(ONE) == pytest.approx(0.1)
 
 
 def test_dead_are_neither_shown_nor_remembered(machine: Machine) -> None:
-    machine.run(7, cpu=50)
-    machine.run(8, cpu=50)
-    machine.table.rows([lane(7), lane(8, number=1)])
+    machine.run(ONE, cpu=50)
+    machine.run(TWO, cpu=50)
+    machine.table.rows([lane(ONE), lane(TWO, number=1)])
     assert len(machine.table._marks) == 2
 
-    rows = machine.table.rows([lane(7, alive=False), lane(8, number=1)])
+    rows = machine.table.rows([lane(ONE, alive=False), lane(TWO, number=1)])
 
-    assert [row.pid for row in rows] == [8, os.getpid()]
+    assert [row.pid for row in rows] == [TWO, os.getpid()]
     assert len(machine.table._marks) == 1
 
 
 def test_rows_are_by_role_and_this_process_is_the_last(machine: Machine) -> None:
-    machine.run(7, cpu=50)
+    machine.run(ONE, cpu=50)
     machine.run(os.getpid(), cpu=1)
 
-    rows = machine.table.rows([lane(9, "web", started=BOOT + 2), lane(7, "task"), lane(8, "web"), lane(6, "")])
+    rows = machine.table.rows(
+        [lane(THREE, "web", started=BOOT + 2), lane(ONE, "task"), lane(TWO, "web"), lane(FOUR, "")]
+    )
 
     assert [(row.role, row.pid) for row in rows] == [
-        ("?", 6),
-        ("task", 7),
-        ("web", 8),
-        ("web", 9),
+        ("?", FOUR),
+        ("task", ONE),
+        ("web", TWO),
+        ("web", THREE),
         ("runmetrics", os.getpid()),
     ]
     task = rows[1]
