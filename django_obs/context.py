@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from django_obs.stack import stack_of
+
 
 class Scope:
     """One request, task or command.
@@ -14,6 +16,7 @@ class Scope:
     """
 
     __slots__ = (
+        "_stack",
         "activation",
         "bound",
         "cache_hits",
@@ -74,6 +77,13 @@ class Scope:
         self.excluded = False
         self.exception: BaseException | None = None  # what the view raised, handled or not
         self.error: BaseException | None = None  # what nobody handled
+        self._stack: str | None = None
+
+    def stack(self) -> str:
+        """Return the stack of what nobody handled. It is made once for all signals: that takes half a millisecond."""
+        if self._stack is None:
+            self._stack = stack_of(self.error) if self.error is not None else ""
+        return self._stack
 
 
 current: ContextVar[Scope | None] = ContextVar("django_obs.scope", default=None)

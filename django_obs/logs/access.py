@@ -95,7 +95,7 @@ class AccessLog:
                 scope.request_id,
                 stamper.snapshot(scope.bound) if scope.bound else None,
                 values,
-                failure(exc_info) if exc_info else None,
+                failure(exc_info, stack=scope.stack() if exc_info is scope.error else None) if exc_info else None,
                 None,
             )
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -11,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from django_obs.context import Scope, current, unscoped
 from django_obs.logs.redaction import MASK, Redaction
 from django_obs.logs.values import ATOMS, MAX_TEXT, clean, key_of, plain_fields, text_of
+from django_obs.stack import stack_of
 
 _BLANK = logging.LogRecord("", 0, "", 0, "", (), None).__dict__
 STANDARD = frozenset(_BLANK) | {"asctime", "message", "taskName"}
@@ -270,20 +270,16 @@ def access_fields(values: AccessValues) -> dict[str, Any]:
     return fields
 
 
-def failure(exc_info: Any, exc_text: str | None = None) -> Failure | None:
-    """Return an exception as text, however broken it is; None if there is none."""
+def failure(exc_info: Any, exc_text: str | None = None, stack: str | None = None) -> Failure | None:
+    """Return an exception as text, however broken it is; None if there is none. The stack may be there already."""
     error = exc_info if isinstance(exc_info, BaseException) else exc_info[1] if isinstance(exc_info, tuple) else None
     if error is None:
         return Failure("", "", clip(exc_text)) if exc_text else None
-    tb = exc_info[2] if isinstance(exc_info, tuple) else error.__traceback__
-    try:
-        stack = "".join(traceback.format_exception(type(error), error, tb)).rstrip("\n")
-    except Exception:
-        # A __str__ of a cause, or source lines that cannot be read: the frames alone are better than nothing.
-        stack = "".join(traceback.StackSummary.extract(traceback.walk_tb(tb), lookup_lines=False).format())
+    if stack is None:
+        stack = stack_of(error, exc_info[2] if isinstance(exc_info, tuple) else None)
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return Failure(f"{module}{kind.__qualname__}", text_of(error), clip(stack))
+    return Failure(f"{module}{kind.__qualname__}", text_of(error), clip(stack.rstrip("\n")))
 
 
 def clip(stack: str) -> str:

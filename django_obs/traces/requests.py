@@ -19,7 +19,7 @@ from django_obs.semconv import METHODS, OTHER_METHOD
 from . import options
 from .propagation import attach, detach, extract, get_current, load_propagators, suppress
 from .provider import Tracer
-from .span import Span, UnrecordedSpan, report_once
+from .span import STACK, Span, UnrecordedSpan, report_once
 
 ERROR = Status(StatusCode.ERROR)
 REDACTED = "REDACTED"
@@ -186,7 +186,7 @@ class RequestTracing:
             attributes["error.type"] = str(scope.status) if error is None else type_name(error)
             span.set_status(ERROR)
             if error is not None:
-                span.record_exception(error, escaped=True)
+                span.record_exception(error, {STACK: scope.stack()}, escaped=True)
         chosen = options.in_force()
         if chosen is not None and response is not None:
             attributes.update(chosen.of_response(response))

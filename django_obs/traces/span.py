@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import Token
@@ -17,6 +16,8 @@ from opentelemetry import trace as api
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceState
+
+from django_obs.stack import stack_of
 
 from . import encoder
 from .propagation import FLAGS, SPAN_KEY, attach, get_current, suppressed
@@ -56,6 +57,9 @@ def report_once(message: str, *, exc_info: bool = False) -> None:
     if message not in _reported:
         _reported.add(message)
         logger.warning("%s (reported once)", message, exc_info=exc_info)
+
+
+STACK = "exception.stacktrace"
 
 
 def message_of(error: BaseException) -> str:
@@ -430,11 +434,12 @@ class Span(api.Span):
         event: dict[str, Any] = {
             "exception.type": kind.__qualname__ if module in (None, "builtins") else f"{module}.{kind.__qualname__}",
             "exception.message": message_of(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+            STACK: "",
             "exception.escaped": str(escaped),
         }
         if attributes:
             event.update(attributes)
+        event[STACK] = event[STACK] or stack_of(exception)
         self.add_event("exception", event, timestamp)
 
     def __exit__(
