@@ -132,7 +132,7 @@ class Browser:
             found[:] = self.do("/elements", using="css selector", value=selector)
             return bool(found)
 
-        assert poll(there, PATIENCE), f"no {selector} in {self.url}:\n{self.text()[:2000]}"
+        self._poll(there, f"no {selector}")
         return str(found[0][ELEMENT])
 
     def click(self, selector: str) -> None:
@@ -180,7 +180,24 @@ class Browser:
         return str(self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        assert poll(lambda: bool(condition()), PATIENCE), f"never {what} at {self.url}:\n{self.text()[:3000]}"
+        self._poll(condition, f"never {what}")
+
+    def _poll(self, condition: Callable[[], object], complaint: str) -> None:
+        """Ask until it holds. Between two pages there is none to ask, which the driver calls an error: not yet."""
+        refused: list[WebDriverError] = []
+
+        def holds() -> bool:
+            refused.clear()
+            try:
+                return bool(condition())
+            except WebDriverError as error:
+                refused.append(error)
+                return False
+
+        if not poll(holds, PATIENCE):
+            # Where the driver still refuses, it is likely to refuse this as well.
+            shown = f"{refused[0]}" if refused else self.text()[:3000]
+            raise AssertionError(f"{complaint} at {self.url}:\n{shown}")
 
     def errors(self) -> list[str]:
         """Return the errors in the console of the browser since it was last asked."""
