@@ -101,7 +101,7 @@ class Process:
         """Return what it wrote so far: stdout, then stderr."""
         return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
 
-    def wait_ready(self, ready: Callable[[], bool], timeout: float = 30.0) -> Self:
+    def wait_ready(self, ready: Callable[[], bool], timeout: float = 120.0) -> Self:
         """Wait until `ready()`; raise `StartError` if the process ends before, or after `timeout` seconds."""
         if not poll(lambda: not self.running or ready(), timeout) or not self.running:
             state = "is not ready" if self.running else f"ended with status {self.popen.returncode}"
@@ -110,11 +110,11 @@ class Process:
             raise StartError(f"{self.name} {state}. It said:\n{last}")
         return self
 
-    def wait_port(self, port: int, timeout: float = 30.0) -> Self:
+    def wait_port(self, port: int, timeout: float = 120.0) -> Self:
         """Wait until it accepts connections on a loopback port."""
         return self.wait_ready(lambda: answers(port), timeout)
 
-    def finish(self, timeout: float = 60.0) -> Self:
+    def finish(self, timeout: float = 120.0) -> Self:
         """Wait until it ends; raise `StartError` if it fails or takes longer than `timeout` seconds."""
         if not poll(lambda: not self.running, timeout) or self.popen.returncode != 0:
             status = self.stop()

@@ -14,6 +14,8 @@ import example_project
 from example_project.demo.processes import Process, poll
 
 ROOT = Path(example_project.__file__).parent.parent
+# Seconds until the story is told, or all is put away: far more than it takes, for machines under load.
+PATIENCE = 300
 ANY_PORTS = ("--port=0", "--metrics-port=0", "--collector-port=0")
 
 
@@ -29,7 +31,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 def running(tmp_path: Path, env: dict[str, str]) -> Iterator[Process]:
     command = [sys.executable, "-m", "example_project.demo", "--workers=2", *ANY_PORTS]
     with Process("demo", command, directory=tmp_path, env=env, cwd=ROOT) as process:
-        yield process.wait_ready(lambda: "stays open" in process.said(), timeout=90)
+        yield process.wait_ready(lambda: "stays open" in process.said(), timeout=PATIENCE)
 
 
 def tell_once(env: dict[str, str], *options: str) -> str:
@@ -41,7 +43,7 @@ def tell_once(env: dict[str, str], *options: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -91,7 +93,7 @@ def test_stopped_demo_leaves_no_process_and_no_file(
 
     running.popen.send_signal(signum)
 
-    assert poll(lambda: not running.running, 30)
+    assert poll(lambda: not running.running, PATIENCE)
     assert running.popen.returncode == 0
     assert running.said().rstrip().endswith("Closed; nothing is left behind.")
     assert list(Path(env["TMPDIR"]).iterdir()) == []
