@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from example_project.demo.processes import Process, free_port, poll
 
-PATIENCE = 30
+PATIENCE = 120
 # Keys, as the protocol numbers them.
 TAB, ENTER = "\ue004", "\ue007"
 # What the protocol calls an element's reference.

@@ -403,7 +403,7 @@ def send(result: Result, port: int, path: str) -> None:
 
 
 def get(port: int, path: str, headers: dict[str, str]) -> int:
-    connection = HTTPConnection("127.0.0.1", port, timeout=15)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path, headers={"host": "localhost", "connection": "close", **headers})
         response = connection.getresponse()

@@ -18,7 +18,7 @@ from example_project.demo.processes import Process, free_port, poll
 from example_project.demo.story import read_lines
 
 # Seconds until a server is up or a line is out: far more than it takes, for machines under load.
-PATIENCE = 30
+PATIENCE = 120
 
 
 class Project:
