@@ -82,7 +82,7 @@ class Scope:
     def stack(self) -> str:
         """Return the stack of what nobody handled. It is made once for all signals: that takes half a millisecond."""
         if self._stack is None:
-            self._stack = stack_of(self.error) if self.error is not None else ""
+            self._stack = stack_of(self.error, self.error.__traceback__) if self.error is not None else ""
         return self._stack
 
 

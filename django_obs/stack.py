@@ -6,9 +6,8 @@ import traceback
 from types import TracebackType
 
 
-def stack_of(error: BaseException, frames: TracebackType | None = None) -> str:
-    """Return what Python prints of an exception, by default with its own traceback, however broken it is."""
-    frames = error.__traceback__ if frames is None else frames
+def stack_of(error: BaseException, frames: TracebackType | None) -> str:
+    """Return what Python prints of an exception and its frames, however broken it is."""
     try:
         return "".join(traceback.format_exception(type(error), error, frames))
     except Exception:

@@ -20,7 +20,8 @@ def raised(error: BaseException) -> BaseException:
 
 def test_stack_is_what_python_prints() -> None:
     error = raised(ValueError("bad"))
-    assert stack_of(error) == "".join(traceback.format_exception(error))
+    assert stack_of(error, error.__traceback__) == "".join(traceback.format_exception(error))
+    assert stack_of(error, None) == "ValueError: bad\n"
 
 
 def test_exception_that_cannot_be_printed_still_has_its_frames() -> None:
@@ -28,7 +29,7 @@ def test_exception_that_cannot_be_printed_still_has_its_frames() -> None:
     error.add_note("")
     error.__notes__ = [Unprintable()]
     error.__cause__ = raised(Unprintable())
-    assert "in raised" in stack_of(error)
+    assert "in raised" in stack_of(error, error.__traceback__)
 
 
 def test_scope_makes_the_stack_once() -> None:

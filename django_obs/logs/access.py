@@ -29,7 +29,6 @@ class AccessLog:
         self.handler = handler
         self.stamper = stamper
         self.logger = logging.getLogger(LOGGER)
-        self._names = {level: logging.getLevelName(level) for level in (logging.INFO, logging.WARNING, logging.ERROR)}
 
     def emit(
         self,
@@ -61,7 +60,7 @@ class AccessLog:
                 scope.path,
                 status,
                 duration_ns // 1000,
-                queue_ns,
+                None if queue_ns is None else queue_ns // 1000,
                 size,
                 scope.db_count,
                 scope.db_ns // 1000,
@@ -88,7 +87,7 @@ class AccessLog:
             (
                 time(),
                 level,
-                self._names[level],
+                logging.getLevelName(level),
                 LOGGER,
                 message,
                 scope.ids or stamper.ids() or (scope.trace_id, ""),

@@ -68,8 +68,8 @@ class Entry(NamedTuple):
     """The stack of the caller, of ``stack_info=True``."""
 
 
-# What an access line says, in the order in which it says it: method, route, path, status, microseconds, nanoseconds in
-# the server's queue, bytes, queries, their microseconds, cache hits and misses, id of the user, address of the client.
+# What an access line says, in the order in which it says it: method, route, path, status, microseconds, those in the
+# server's queue, bytes, queries, their microseconds, cache hits and misses, id of the user, address of the client.
 AccessValues: TypeAlias = tuple[
     str, str | None, str, int, int, int | None, int | None, int, int, int, int, str | None, str | None
 ]
@@ -256,7 +256,7 @@ def access_fields(values: AccessValues) -> dict[str, Any]:
     fields: dict[str, Any] = {"method": method, "route": route, "path": path, "status": status}
     fields["duration_ms"] = duration / 1000
     if queued is not None:
-        fields["queue_ms"] = queued // 1000 / 1000
+        fields["queue_ms"] = queued / 1000
     if size is not None:
         fields["response_bytes"] = size
     fields["db_queries"] = queries
@@ -276,7 +276,7 @@ def failure(exc_info: Any, exc_text: str | None = None, stack: str | None = None
     if error is None:
         return Failure("", "", clip(exc_text)) if exc_text else None
     if stack is None:
-        stack = stack_of(error, exc_info[2] if isinstance(exc_info, tuple) else None)
+        stack = stack_of(error, exc_info[2] if isinstance(exc_info, tuple) else error.__traceback__)
     kind = type(error)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return Failure(f"{module}{kind.__qualname__}", text_of(error), clip(stack.rstrip("\n")))

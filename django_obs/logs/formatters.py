@@ -18,7 +18,7 @@ from django_obs.logs.redaction import Redaction
 from django_obs.logs.values import Plainer, clean
 
 _LINE = orjson.OPT_APPEND_NEWLINE
-# Access lines of which the shared parts are kept, and characters that a path of theirs may have.
+# Access lines of which the shared parts are kept, and characters that their messages may have.
 REMEMBERED = 1024
 REMEMBERED_LENGTH = 256
 AccessKey: TypeAlias = tuple[str, str, str | None, str, int]  # level, method, route, path, status
@@ -132,8 +132,8 @@ class JSONFormatter(OrjsonFormatter):
         what = {"level": level, "logger": logger, "message": message}
         where = {"service": self.service, "method": method, "route": route, "path": path, "status": status}
         parts = orjson.dumps(what)[1:-1].decode(), orjson.dumps(where)[1:-1].decode()
-        if len(path) <= REMEMBERED_LENGTH:
-            # Clients choose their paths: what is full is emptied.
+        # Clients choose methods and paths, which the message has both: what is full is emptied.
+        if len(message) <= REMEMBERED_LENGTH:
             if len(self._access) >= REMEMBERED:
                 self._access.clear()
             self._access[shared] = parts

@@ -90,7 +90,10 @@ class Exporter:
         worker = self.worker
         if not worker.running:
             worker.ensure()
-        if (self.waiting >= self._wake_at or self._bytes >= BATCH_BYTES) and not self._woken:
+        if self._woken or (self.waiting < self._wake_at and self._bytes < BATCH_BYTES):
+            return
+        # A collector that has asked for patience is asked again by the clock, unless its batch has to make room.
+        if self._unsent is None or self._pressed:
             self._woken = True
             worker.wake()
 

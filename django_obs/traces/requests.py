@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from time import time_ns
+from time import perf_counter_ns, time_ns
 from typing import Any, TypeAlias
 
 from opentelemetry import trace as api
@@ -74,7 +74,7 @@ class RequestTracing:
                 attributes["network.protocol.version"] = asgi.get("http_version", "1.1")
         if method not in METHODS:
             method = "HTTP"
-        now = time_ns()
+        now = time_ns() - (perf_counter_ns() - scope.started)
         tracer = self.tracer
         if chosen is not None:
             attributes.update(chosen.of_request(request))
@@ -133,8 +133,9 @@ class RequestTracing:
         span = scope.span = tracer.start_span(name, context, kind, attributes, start_time=now)
         scope.activation = attach(api.set_span_in_context(span, context))
         span_context = span.get_span_context()
-        scope.ids = (f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}")
-        scope.trace_id = scope.ids[0]
+        if span_context.is_valid:
+            scope.ids = (f"{span_context.trace_id:032x}", f"{span_context.span_id:016x}")
+            scope.trace_id = scope.ids[0]
         scope.sampled = span_context.trace_flags.sampled
 
     def suppress(self, scope: Scope) -> None:
@@ -185,7 +186,7 @@ class RequestTracing:
         if error is not None or scope.status >= 500:
             attributes["error.type"] = str(scope.status) if error is None else type_name(error)
             span.set_status(ERROR)
-            if error is not None:
+            if error is not None and span.is_recording():
                 span.record_exception(error, {STACK: scope.stack()}, escaped=True)
         chosen = options.in_force()
         if chosen is not None and response is not None:

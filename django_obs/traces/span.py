@@ -439,7 +439,7 @@ class Span(api.Span):
         }
         if attributes:
             event.update(attributes)
-        event[STACK] = event[STACK] or stack_of(exception)
+        event[STACK] = event[STACK] or stack_of(exception, exception.__traceback__)
         self.add_event("exception", event, timestamp)
 
     def __exit__(

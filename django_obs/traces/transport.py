@@ -1,17 +1,19 @@
 """The official exporters' HTTP and gRPC clients, handed encoded bytes.
 
-Session, TLS, headers, compression, proxies, credential providers and the retry with its ``Retry-After`` are theirs;
-only their encoder is passed by. What they import (an HTTP library, or grpc, protobuf and the SDK) is imported with the
-first export, in the exporter's thread.
+Connections, headers, compression, credential providers, timeouts and the retry with its ``Retry-After`` are theirs;
+only their encoder is passed by, and which HTTP library they send with is chosen here. Whatever they import is imported
+with the first export, in the exporter's thread.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextlib import suppress as suppress_errors
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -186,14 +188,22 @@ def _http_library(exporters: Any, signal: Signal, url: str) -> Any:
     """Return the exporters' own transport over urllib3, or over requests where the environment asks for that."""
     key, certificate = _set_for(signal, "CLIENT_KEY"), _set_for(signal, "CLIENT_CERTIFICATE")
     cert = (certificate, key) if certificate and key else certificate
-    verify: str | bool = _set_for(signal, "CERTIFICATE") or True
-    if needs_requests(signal, url):
-        requests: Any = import_module("opentelemetry.exporter.http.transport._requests")
+    authorities = _set_for(signal, "CERTIFICATE")
+    for file in (authorities, certificate, key):
+        if file and not os.path.exists(file):
+            # urllib3 would name no file, and fail anew with each batch.
+            raise FileNotFoundError(errno.ENOENT, "a certificate or key of OTEL_EXPORTER_OTLP_* is not there", file)
+    verify: str | bool = authorities or True
+    if needs_requests(signal, url) or os.path.isdir(authorities or ""):
         session = exporters._load_session_from_envvar(CREDENTIALS[signal][0])
-        return requests.RequestsHTTPTransport(verify=verify, cert=cert, session=session)
-    if verify is True and url.startswith("https:"):
+        requests: Any = import_module("opentelemetry.exporter.http.transport._requests")
+        # Release 1.45.0 of the exporters does without it.
+        with suppress_errors(ModuleNotFoundError):
+            return requests.RequestsHTTPTransport(verify=verify, cert=cert, session=session)
+    if verify is True and urlsplit(url).scheme == "https":
         # Those of requests: a slim container has none of its own.
-        verify = import_module("certifi").where()
+        with suppress_errors(ModuleNotFoundError):
+            verify = import_module("certifi").where()
     return _urllib3_transport(verify=verify, cert=cert)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from django_obs.context import Scope, current
 from django_obs.logs.entry import RESERVED, Entry, Failure, Stamper
-from django_obs.logs.formatters import REMEMBERED, ConsoleFormatter, JSONFormatter
+from django_obs.logs.formatters import REMEMBERED, REMEMBERED_LENGTH, ConsoleFormatter, JSONFormatter
 from django_obs.logs.redaction import MASK, Redaction
 from tests.logs.test_values import Broken, anything
 
@@ -117,13 +117,57 @@ def test_access_line_is_to_the_letter_that_of_its_entry(
     assert formatter.stamped(stamp) == formatter.line(formatter.stamper.entry(stamp))
 
 
+@given(
+    level=st.sampled_from(["INFO", "WARNING", "ERROR"]),
+    method=text,
+    route=st.none() | text,
+    path=text,
+    status=st.integers(100, 599),
+    numbers=st.lists(st.tuples(*[number] * 6), min_size=2, max_size=3),
+    client=text.filter(bool),
+    request_id=text.filter(bool) | st.just("a" * 32),
+)
+def test_usual_access_lines_are_to_the_letter_those_of_their_entries(
+    level: str,
+    method: str,
+    route: str | None,
+    path: str,
+    status: int,
+    numbers: list[tuple[int, ...]],
+    client: str,
+    request_id: str,
+) -> None:
+    formatter = JSONFormatter(service="shop", stamper=STAMPER)
+    message = f"{method} {path} {status}"
+    for duration, size, *counts in numbers:
+        values = (method, route, path, status, duration, None, size, *counts, None, client)
+        ids = ("a" * 32, f"{size % 2**64:016x}")
+        stamp = (1767225600.5, 20, level, "django_obs.access", message, ids, request_id, None, values, None, None)
+        line = formatter.stamped(stamp)
+        assert line == formatter.line(STAMPER.entry(stamp))
+        # The way by the parts that are kept has been taken, but for what no JSON can have.
+        assert (line == formatter._access_line(stamp, values)) if is_text(message, route, client, request_id) else True
+
+
+def is_text(*parts: str | None) -> bool:
+    try:
+        "".join(part or "" for part in parts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def test_access_lines_of_a_client_that_makes_paths_up_take_bounded_room() -> None:
     formatter = JSONFormatter(service="shop", stamper=STAMPER)
     for number in range(3 * REMEMBERED):
-        values = ("GET", None, f"/{number}", 404, 1, None, 1, 0, 0, 0, 0, None, "127.0.0.1")
-        stamp = (0.0, 30, "WARNING", "django_obs.access", "m", ("a" * 32, "b" * 16), "r", None, values, None, None)
+        # Every other one is made up at length, too, of which nothing is kept.
+        method = "GET" if number % 2 else "G" * REMEMBERED_LENGTH
+        values = (method, None, f"/{number}", 404, 1, None, 1, 0, 0, 0, 0, None, "127.0.0.1")
+        message, ids = f"{method} /{number} 404", ("a" * 32, "b" * 16)
+        stamp = (0.0, 30, "WARNING", "django_obs.access", message, ids, "r", None, values, None, None)
         assert json.loads(formatter.stamped(stamp))["path"] == f"/{number}"
     assert 0 < len(formatter._access) <= REMEMBERED
+    assert {shared[1] for shared in formatter._access} == {"GET"}
 
 
 @pytest.mark.parametrize("created", [0.0, 1.999999, 1e9 + 0.5, -1.5, 253402300799.0])
