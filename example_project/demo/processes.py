@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,18 @@ class StartError(Exception):
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on, and that nobody else is given as long as this process lives."""
+    """Return a loopback port that nobody listens on, and that on Linux nobody else is given as long as we live."""
     probe = socket.socket()
     # Who sets this as well can bind the port and listen on it, as servers do. Until then connections are refused.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     probe.bind(("127.0.0.1", 0))
     port = int(probe.getsockname()[1])
-    # The descriptor stays open, without an object that would close it or warn. Programs that are started do not get it.
-    probe.detach()
+    if sys.platform == "linux":
+        # The descriptor stays open, without an object that would close it or warn, and no program that is started gets it.
+        probe.detach()
+    else:
+        # Elsewhere nobody could bind the port beside us.
+        probe.close()
     return port
 
 
