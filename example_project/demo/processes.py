@@ -26,7 +26,7 @@ def free_port() -> int:
     probe.bind(("127.0.0.1", 0))
     port = int(probe.getsockname()[1])
     if sys.platform == "linux":
-        # The descriptor stays open, without an object that would close it or warn, and no program that is started gets it.
+        # The descriptor stays open, without an object that would close it or warn. No program that is started gets it.
         probe.detach()
     else:
         # Elsewhere nobody could bind the port beside us.
