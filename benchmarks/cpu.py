@@ -13,7 +13,11 @@ COUNTS = {"trivial": 400, "async": 100, "failing": 150, "api": 80, "page": 30, "
 
 
 def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds: int) -> dict[str, dict[str, dict]]:
-    """Measure microseconds per request: ``{stack: {page: {"median", "low", "high"}}}``, low and high the quartiles."""
+    """Measure microseconds per request: ``{stack: {page: {"median", "low", "high"}}}``, low and high the quartiles.
+
+    A machine is faster now and slower then, and in one round all stacks meet it alike: ``added``, ``added_low`` and
+    ``added_high`` are of the differences from the first stack within the rounds.
+    """
     samples: dict[str, dict[str, list[float]]] = {stack.name: {page: [] for page in pages} for stack in stacks}
     with ExitStack() as exits:
         drivers = {stack.name: exits.enter_context(driver(bench, stack, server=server)) for stack in stacks}
@@ -23,7 +27,17 @@ def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds
             for _ in range(rounds):
                 for name, process in drivers.items():
                     samples[name][page].append(process.serve(page, COUNTS[page])["cpu"] * 1e6)
-    return {name: {page: spread(values) for page, values in by_page.items()} for name, by_page in samples.items()}
+    first = samples[stacks[0].name]
+    return {
+        name: {page: spread(values) | paired(values, first[page]) for page, values in by_page.items()}
+        for name, by_page in samples.items()
+    }
+
+
+def paired(values: list[float], first: list[float]) -> dict[str, float]:
+    """Summarise the differences of samples that were taken side by side."""
+    found = spread([own - other for own, other in zip(values, first, strict=True)])
+    return {"added": found["median"], "added_low": found["low"], "added_high": found["high"]}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -43,6 +43,24 @@ def requests(measure: str, figures: dict[str, dict[str, float]]) -> str:
     return table([UNITS[measure], *(TITLES[page] for page in bare)], rows)
 
 
+def differences(figures: dict[str, dict[str, dict]]) -> str:
+    """Tabulate CPU time: bare in full, the others as what they add within a round."""
+    bare = figures["bare"]
+
+    def cell(page: str, value: dict[str, float]) -> str:
+        whole = bare[page]["median"]
+        low, high = value["added_low"] / whole, value["added_high"] / whole
+        return f"{value['added']:+.3g} ({value['added'] / whole:+.1%}; {low:+.1%} to {high:+.1%})".replace("%", " %")
+
+    rows = [[title("bare"), *(f"{value['median']:.4g}" for value in bare.values())]]
+    rows += [
+        [title(name), *(cell(page, by_page[page]) if page in by_page else "" for page in bare)]
+        for name, by_page in figures.items()
+        if name != "bare"
+    ]
+    return table([UNITS["cpu"], *(TITLES[page] for page in bare)], rows)
+
+
 def arrivals(figures: dict[str, dict[str, dict]]) -> str:
     """Tabulate what arrived of a request for each page: ``lines / spans / samples``, and the bytes sent."""
     pages = next(iter(figures.values()))
@@ -128,12 +146,13 @@ def markdown(results: dict[str, Any]) -> str:
             parts += [spreads(measures["instructions"], "Medians of memory layouts", "layouts")]
             parts += deliveries(measures.get("delivery", {}))
         if "cpu" in measures:
-            figures = {
-                name: {page: value["median"] for page, value in by_page.items()}
-                for name, by_page in measures["cpu"].items()
-            }
-            parts += [f"## CPU time per request, {database}\n", requests("cpu", figures)]
-            parts += [spreads(measures["cpu"], "Medians of interleaved rounds", "rounds")]
+            parts += [f"## CPU time per request, {database}\n", differences(measures["cpu"])]
+            parts += [
+                "Medians of interleaved rounds; what comes on top is the median of the differences within a round."
+            ]
+            parts += [
+                "In brackets: in percent of bare, and between which values the middle half of the differences lies.\n"
+            ]
         if "latency" in measures:
             parts += [f"## Under load, {database}\n", under_load(measures["latency"])]
     if "memory" in results:
