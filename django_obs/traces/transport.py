@@ -98,7 +98,7 @@ class Transport(Protocol):
 
 
 class _Muted(logging.Filter):
-    """Drops what is logged by a thread that is sending, and remembers the last of it."""
+    """Drops what is logged by a thread that is sending, and remembers what it said of the collector last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,10 @@ class _Muted(logging.Filter):
         thread = record.thread
         if thread not in self.threads:
             return True
-        self.threads[thread] = record.getMessage()
+        said = record.getMessage()
+        # Why it tried again is worth knowing, not that it was told to leave that.
+        if not said.startswith("Shutdown in progress"):
+            self.threads[thread] = said
         return False
 
     def install(self) -> None:
@@ -177,7 +180,8 @@ class HTTPTransport:
             return Outcome(False, status in RETRYABLE_STATUS, f"{status} {result.reason}")
         error = result.error
         # No error at all: the export was interrupted.
-        return Outcome(False, error is None or client._transport.is_connection_error(error), str(error or said))
+        again = error is None or client._transport.is_connection_error(error)
+        return Outcome(False, again, str(error or said or "interrupted"))
 
     def interrupt(self) -> None:
         """End waits between retries."""

@@ -281,8 +281,13 @@ class Bench:
             if way == "SIGHUP":
                 before = children(process.pid)
                 process.popen.send_signal(signal.SIGHUP)
-                poll(lambda: bool(children(process.pid)) and not before & children(process.pid), PATIENCE)
-                poll(lambda: answers(port), PATIENCE)
+
+                def renewed() -> bool:
+                    found = children(process.pid)
+                    return bool(found) and not before & found and answers(port)
+
+                # One that dies of it is not waited for.
+                poll(lambda: not process.running or renewed(), PATIENCE)
                 send(result, port, path)
             self._end(result, process, way)
         return process

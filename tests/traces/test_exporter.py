@@ -404,6 +404,19 @@ def test_collector_that_asks_for_patience_is_not_asked_with_each_request(make_pi
         assert receiver.names() == ["large"] * 6
 
 
+def test_flush_that_ends_the_waiting_for_a_dead_collector_says_what_is_wrong(
+    make_pipeline: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    pipeline = make_pipeline(f"http://127.0.0.1:{port}/v1/traces")
+    request(pipeline)
+    wait_for(lambda: pipeline.exporter._transport is not None)
+    assert not pipeline.shutdown(20)
+    (warning,) = warnings(caplog)
+    assert "Connection refused" in warning.getMessage()
+    assert "Shutdown" not in warning.getMessage()
+
+
 def test_certificate_that_is_not_there_is_reported_and_nothing_is_sent(
     make_pipeline: Make,
     certificate: tuple[Path, Path],
