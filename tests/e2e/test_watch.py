@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class Shop:
     project: Project
     gunicorn: Site
     uvicorn: Site
+    send_task: Callable[[], object]
     collector: Receiver
 
     def states(self) -> dict[int, dict[str, Any]]:
@@ -87,6 +88,27 @@ class Shop:
         assert poll(lambda: all(each["watched"] is watched for each in self.states().values()), 2 * PATIENCE)
 
 
+def start_worker(project: Project, stack: ExitStack) -> tuple[Process, Callable[[], object]]:
+    """Start a Celery worker with one child; return it and what sends it a task. Servers started later know its app."""
+    app = pytest.importorskip("celery").Celery("shop", broker=REDIS)
+    app.conf.broker_transport_options = {"socket_connect_timeout": 2}
+    queue = f"test-{uuid.uuid4().hex[:8]}"
+    try:
+        app.connection_for_write().ensure_connection(max_retries=1)
+    except Exception as error:
+        pytest.skip(f"service redis: {error}")
+    package = project.directory / "shop"
+    (package / "celery.py").write_text(CELERY)
+    (package / "__init__.py").write_text("from .celery import app as celery_app\n")
+    project.env |= {"BROKER": REDIS, "QUEUE": queue}
+    worker = project.start(
+        "celery", "-m", "celery", "-A", "shop", "worker", "--pool=prefork", "--concurrency=1", "--without-mingle"
+    )
+    worker.wait_ready(lambda: " ready." in worker.said(), PATIENCE)
+    stack.callback(lambda: app.connection_for_write().default_channel.queue_delete(queue))
+    return worker, lambda: app.send_task("shop.pay", queue=queue)
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with ExitStack() as stack:
@@ -99,6 +121,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         (directory / "shop" / "urls.py").write_text(VIEW)
         with (directory / "shop" / "settings.py").open("a") as settings:
             settings.write(PRODUCTION)
+        _, send_task = start_worker(project, stack)
         port = free_port()
         server = project.start(
             "gunicorn",
@@ -106,7 +129,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             f"--control-socket={directory / 'gunicorn.ctl'}",
         )
         uvicorn = project.serve("uvicorn")
-        yield Shop(project, Site(server.wait_port(port, PATIENCE), port), uvicorn, collector)
+        yield Shop(project, Site(server.wait_port(port, PATIENCE), port), uvicorn, send_task, collector)
 
 
 def watch_of(metrics: Site) -> dict[str, Any]:
@@ -138,7 +161,7 @@ def items(tail: Process) -> list[dict[str, Any]]:
     return list(read_lines(tail.out))
 
 
-def test_tail_shows_all_workers_and_the_asgi_server_and_ends_with_them_unwatched(shop: Shop) -> None:
+def test_tail_shows_workers_asgi_server_and_celery_child_at_once_and_ends_with_them_unwatched(shop: Shop) -> None:
     with serve_metrics(shop.project) as metrics:
         assert watch_of(metrics)["watched"] is False
         assert not any(each["watched"] for each in shop.states().values())
@@ -152,6 +175,12 @@ def test_tail_shows_all_workers_and_the_asgi_server_and_ends_with_them_unwatched
                 return {item["pid"] for item in items(tail) if item.get("logger") == "django_obs.access"}
 
             assert poll(lambda: seen() >= pids, 2 * PATIENCE), (pids, tail.said())
+
+            def worked() -> list[dict[str, Any]]:
+                shop.send_task()
+                return [item for item in items(tail) if item["role"] == "task" and item["pid"]]
+
+            assert poll(worked, 2 * PATIENCE), tail.said()
             for item in items(tail):
                 assert item["role"] == "web" or item["pid"] not in pids
             # A request is shown once, though its line and its span have come.
@@ -219,35 +248,18 @@ def test_processes_stop_when_the_port_is_gone_and_lose_nothing(shop: Shop) -> No
 
 
 def test_celery_child_is_watched_in_the_trace_of_its_request(tmp_path: Path) -> None:
-    celery = pytest.importorskip("celery")
-    app = celery.Celery("shop", broker=REDIS)
-    app.conf.broker_transport_options = {"socket_connect_timeout": 2}
-    queue = f"test-{uuid.uuid4().hex[:8]}"
-    try:
-        app.connection_for_write().ensure_connection(max_retries=1)
-    except Exception as error:
-        pytest.skip(f"service redis: {error}")
-
     with ExitStack() as stack:
         # No collector: what is watched goes nowhere else.
         project = Project(tmp_path, stack, otlp_endpoint=f"http://127.0.0.1:{free_port()}")
-        package = tmp_path / "shop"
-        (package / "celery.py").write_text(CELERY)
-        (package / "__init__.py").write_text("from .celery import app as celery_app\n")
-        project.env |= {"BROKER": REDIS, "QUEUE": queue, "DJANGO_OBS_RUNTIME_DIR": str(tmp_path / "run")}
-        project.env["DJANGO_OBS_FLUSH_TIMEOUT"] = "1"
-        worker = project.start(
-            "celery", "-m", "celery", "-A", "shop", "worker", "--pool=prefork", "--concurrency=1", "--without-mingle"
-        )
-        worker.wait_ready(lambda: " ready." in worker.said(), PATIENCE)
-        stack.callback(lambda: app.connection_for_write().default_channel.queue_delete(queue))
+        project.env |= {"DJANGO_OBS_RUNTIME_DIR": str(tmp_path / "run"), "DJANGO_OBS_FLUSH_TIMEOUT": "1"}
+        worker, send_task = start_worker(project, stack)
         metrics = stack.enter_context(serve_metrics(project))
         # As startproject leaves it, DEBUG is on.
         assert watch_of(metrics)["holders"] == ["DEBUG"]
         tail = stack.enter_context(tailing(project, metrics, "off,[shop.pay]"))
 
         def shown() -> list[dict[str, Any]]:
-            app.send_task("shop.pay", queue=queue)
+            send_task()
             return [item for item in items(tail) if item["role"] == "task" and item["pid"]]
 
         def traced() -> list[dict[str, Any]]:
