@@ -337,3 +337,17 @@ def test_mail_and_error_tracking_get_a_failure_as_before(tmp_path: Path) -> None
     shown = [line for line in done.stdout.splitlines() if not line.startswith("{")]
     assert shown == ["[('ValueError', 500, '/fail/')]", "1 True"]
     assert done.stdout.count("Traceback (most recent call last)") == 1
+
+
+def test_orders_are_read_often_enough_to_reach_a_process_within_a_second(tmp_path: Path) -> None:
+    run(
+        """
+        configure()
+        get()
+        from django_obs.lifecycle import guard
+        (job,) = [job for job in guard.worker.jobs if getattr(job.run, "__qualname__", "") == "Orders.poll"]
+        assert job.seconds <= 0.5, job.seconds
+        assert guard.worker.running
+        """,
+        tmp_path,
+    )
