@@ -46,22 +46,24 @@ class Backlog:
         # Reentrant: a signal handler may log while its thread makes room.
         self._lock = threading.RLock()
         self._stamps.clear()
+        # Stamps that are out of the queue for a moment, while it is decided which of them are shed.
+        self._out = 0
         self.dropped = nothing_dropped()
         # A queue without room and with nothing less severe than this; 0 if that is not known.
         self._least = 0
 
     def qsize(self) -> int:
-        return len(self._stamps)
+        return len(self._stamps) + self._out
 
     def empty(self) -> bool:
         return not self._stamps
 
     def full(self) -> bool:
-        return len(self._stamps) >= self.maxsize
+        return self.qsize() >= self.maxsize
 
     def put_nowait(self, stamp: Stamp) -> bool:
         """Queue a stamp, shedding the least severe if the queue is full; tell whether this one was taken."""
-        if len(self._stamps) >= self.maxsize and not self._make_room(stamp):
+        if self.qsize() >= self.maxsize and not self._make_room(stamp):
             return False
         self._stamps.append(stamp)
         return True
@@ -84,15 +86,15 @@ class Backlog:
 
     def _make_room(self, newcomer: Stamp) -> bool:
         """Shed what is less severe than the newcomer, a part of the queue at once; tell if there is room for it."""
-        if not self._lock.acquire(blocking=len(self._stamps) >= self._brim):
+        if not self._lock.acquire(blocking=self.qsize() >= self._brim):
             return True
         try:
-            if len(self._stamps) < self.maxsize:
+            if self.qsize() < self.maxsize:
                 return True
             own = step(newcomer[LEVEL])
             if own > self._least:
                 self._shed_below(own)
-                if len(self._stamps) < self.maxsize:
+                if self.qsize() < self.maxsize:
                     return True
             # Nothing waits that is less severe: the newest goes, as the oldest tell how it began.
             self.dropped[own] += 1
@@ -126,7 +128,9 @@ class Backlog:
                 self.dropped[level] += 1
             else:
                 kept.append(stamp)
+                self._out += 1
         stamps.extendleft(reversed(kept))
+        self._out -= len(kept)
 
     def take_dropped(self) -> Counter[int]:
         """Return how many were shed of each level, and count anew."""
