@@ -8,8 +8,9 @@ from statistics import median, quantiles
 from benchmarks.process import Bench, driver
 from benchmarks.stacks import Stack
 
-# Requests in one round: long enough for the clock, short enough that a round of each stack meets the same weather.
-COUNTS = {"trivial": 400, "async": 100, "failing": 150, "api": 80, "page": 30, "queries": 20}
+# Requests in one round, about what a worker can serve in half a second: short enough that a round of each stack meets the
+# same weather. At the end of each is a delivery, which in production comes once in five seconds.
+COUNTS = {"trivial": 2000, "async": 150, "failing": 600, "api": 500, "page": 100, "queries": 60}
 
 
 def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds: int) -> dict[str, dict[str, dict]]:
