@@ -8,8 +8,8 @@ from statistics import median, quantiles
 from benchmarks.process import Bench, driver
 from benchmarks.stacks import Stack
 
-# Requests in one round, about what a worker can serve in half a second: short enough that a round of each stack meets the
-# same weather. At the end of each is a delivery, which in production comes once in five seconds.
+# Requests in one round, about what a worker can serve in half a second: short enough that a round of each stack meets
+# the same weather. At the end of each is a delivery, which in production comes once in five seconds.
 COUNTS = {"trivial": 2000, "async": 150, "failing": 600, "api": 500, "page": 100, "queries": 60}
 
 
