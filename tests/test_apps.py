@@ -351,3 +351,48 @@ def test_orders_are_read_often_enough_to_reach_a_process_within_a_second(tmp_pat
         """,
         tmp_path,
     )
+
+
+def test_child_forked_while_a_thread_makes_metrics_comes_to_its_end(tmp_path: Path) -> None:
+    done = run(
+        """
+        import time
+        from contextlib import ExitStack
+        configure()
+        get()
+        from django.apps import apps
+        from prometheus_client import REGISTRY
+        metrics = apps.get_app_config("django_obs").metrics
+        locks = [
+            metrics._lock, metrics.instruments.catalogue._lock, metrics.instruments.requests._lock, REGISTRY._lock,
+        ]
+        held, forked = threading.Event(), threading.Event()
+
+        def hold():
+            with ExitStack() as stack:
+                for lock in locks:
+                    stack.enter_context(lock)
+                held.set()
+                forked.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(60)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        forked.set()
+        thread.join()
+        deadline = time.monotonic() + 30
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.02)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.kill(pid, 9)
+        print(os.waitstatus_to_exitcode(status) if ended else "hangs")
+        """,
+        tmp_path,
+        PYTHONWARNINGS="ignore",
+    )
+    assert done.stdout.splitlines()[-1] == "7"

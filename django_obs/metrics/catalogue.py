@@ -260,6 +260,12 @@ class Catalogue:
         self._released: dict[Declaration, Any] = {}
         catalogues.append(self)
 
+    def after_fork(self) -> None:
+        """Take locks of this process: a thread of the parent that was making a metric releases none of them here."""
+        self._lock = threading.RLock()
+        if self._registry is not None:
+            self._registry._lock = threading.RLock()  # type: ignore[assignment]
+
     @property
     def registry(self) -> CollectorRegistry:
         """The registry; the default one unless another was given."""

@@ -189,6 +189,10 @@ class RequestInstruments:
                 collector(declared.UNKNOWN_LATENCY)
             self._prepared = True
 
+    def after_fork(self) -> None:
+        """Take a lock of this process: a thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def reset(self) -> None:
         """Find out anew, at the next request, which metrics are ours to record."""
         with self._lock:

@@ -152,7 +152,12 @@ class MetricPipeline:
                 self._health.sample()
 
     def after_fork(self) -> None:
-        """Leave the parent's lane, where no hook has done it."""
+        """Leave the parent's lane, where no hook has done it, and locks that one of its threads may have held."""
+        self._lock = threading.RLock()
+        for catalogue in catalogues():
+            catalogue.after_fork()
+        if self._instruments is not None:
+            self._instruments.requests.after_fork()
         if self._store is not None:
             self._store.check_pid()
 
