@@ -32,8 +32,8 @@ from tests.traces.support import Collector, collector, hang, socket_server
 
 REQUESTS = 20
 BIN = Path(sys.executable).parent
-# Seconds, where the collector hangs. Elsewhere it is long: the first export imports the official exporter, which takes
-# as many seconds as the machine is busy.
+# Seconds, where the collector hangs. Elsewhere it is long: the first export imports what sends it, which takes as
+# many seconds as the machine is busy.
 FLUSH_TIMEOUT = 2.0
 
 VIEWS = """

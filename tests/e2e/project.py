@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPResponse
@@ -13,12 +14,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
+
 import django_obs
 from example_project.demo.processes import Process, free_port, poll
 from example_project.demo.story import read_lines
 
 # Seconds until a server is up or a line is out: far more than it takes, for machines under load.
 PATIENCE = 120
+# The broker of Celery workers that no other broker is asked of.
+REDIS = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
+
+
+def celery_sender() -> tuple[Any, str]:
+    """Return a Celery app that sends through Redis, and a queue that nobody else has; skips where there is no Redis."""
+    app = pytest.importorskip("celery").Celery("shop", broker=REDIS)
+    app.conf.broker_transport_options = {"socket_connect_timeout": 2}
+    try:
+        app.connection_for_write().ensure_connection(max_retries=1)
+    except Exception as error:
+        pytest.skip(f"service redis: {error}")
+    return app, f"test-{uuid.uuid4().hex[:8]}"
 
 
 class Project:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 
 from example_project.demo.processes import Process, free_port, poll
 from example_project.demo.story import read_lines
-from tests.e2e.project import PATIENCE, Project, Site
+from tests.e2e.project import PATIENCE, REDIS, Project, Site, celery_sender
 
 WORKERS = 4
 # Each process looks every half a second; the rest is for a machine under load, which may stall for many times that.
@@ -131,7 +130,6 @@ def test_status_counts_the_workers(shop: Shop) -> None:
 
 # -- Celery
 
-REDIS = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
 CELERY = """
 import logging, os
@@ -149,14 +147,7 @@ def ask():
 
 
 def test_order_reaches_a_celery_child(tmp_path: Path) -> None:
-    celery = pytest.importorskip("celery")
-    app = celery.Celery("shop", broker=REDIS)
-    app.conf.broker_transport_options = {"socket_connect_timeout": 2}
-    queue = f"test-{uuid.uuid4().hex[:8]}"
-    try:
-        app.connection_for_write().ensure_connection(max_retries=1)
-    except Exception as error:
-        pytest.skip(f"service redis: {error}")
+    app, queue = celery_sender()
 
     def said(worker: Process) -> list[tuple[bool, float]]:
         """Return what the child said so far: whether it is at debug, and when it was asked."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ import pytest
 from example_project.demo.processes import Process, free_port, poll
 from example_project.demo.receiver import Receiver
 from example_project.demo.story import read_lines
-from tests.e2e.project import PATIENCE, Project, Site
+from tests.e2e.project import PATIENCE, REDIS, Project, Site, celery_sender
 from tests.management.test_tail import LAUNCH
 
 pytestmark = pytest.mark.slow
 
 WORKERS = 4
-REDIS = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/0")
 
 VIEW = """
 import os, threading
@@ -90,13 +88,7 @@ class Shop:
 
 def start_worker(project: Project, stack: ExitStack) -> tuple[Process, Callable[[], object]]:
     """Start a Celery worker with one child; return it and what sends it a task. Servers started later know its app."""
-    app = pytest.importorskip("celery").Celery("shop", broker=REDIS)
-    app.conf.broker_transport_options = {"socket_connect_timeout": 2}
-    queue = f"test-{uuid.uuid4().hex[:8]}"
-    try:
-        app.connection_for_write().ensure_connection(max_retries=1)
-    except Exception as error:
-        pytest.skip(f"service redis: {error}")
+    app, queue = celery_sender()
     package = project.directory / "shop"
     (package / "celery.py").write_text(CELERY)
     (package / "__init__.py").write_text("from .celery import app as celery_app\n")
