@@ -91,7 +91,7 @@ def await_traces(settings: Settings) -> TraceSignal:
     from django_obs.instrumentation.imports import when_imported
     from django_obs.trace_signal import TraceSignal
 
-    signal = TraceSignal(settings.traces, service_name=settings.service_name)
+    signal = TraceSignal(settings.traces, service_name=settings.service_name, encoding=guard.worker)
     signal.install(when_imported)
     return signal
 

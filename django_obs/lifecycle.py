@@ -28,7 +28,11 @@ class Job:
     def __init__(self, seconds: float, run: Callable[[], None]) -> None:
         self.seconds = seconds
         self.run = run
-        self.due = monotonic() + seconds
+        self.postpone(monotonic())
+
+    def postpone(self, now: float) -> None:
+        """Let the job be due at the next multiple of its seconds: those of several jobs wake the thread together."""
+        self.due = now - now % self.seconds + self.seconds
 
 
 class Worker:
@@ -122,7 +126,7 @@ class Worker:
         self._reset()
         now = monotonic()
         for job in self.jobs:
-            job.due = now + job.seconds
+            job.postpone(now)
 
     def _run(self) -> None:
         bell = self._bell
@@ -141,7 +145,7 @@ class Worker:
     def _run_jobs(self, now: float, *, everything: bool) -> None:
         for job in list(self.jobs):
             if everything or job.due <= now:
-                job.due = now + job.seconds
+                job.postpone(now)
                 try:
                     job.run()
                 except Exception:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from django_obs.conf import TraceSettings
+    from django_obs.lifecycle import Worker
     from django_obs.traces.pipeline import TracePipeline
 
 API = "opentelemetry.trace"
@@ -23,8 +24,10 @@ class TraceSignal:
 
     name = "traces"
 
-    def __init__(self, settings: TraceSettings, *, service_name: str) -> None:
+    def __init__(self, settings: TraceSettings, *, service_name: str, encoding: Worker | None = None) -> None:
+        """``encoding`` is the worker that encodes what requests have ended."""
         self.settings = settings
+        self.encoding = encoding
         self.service_name = service_name
         self.pipeline: TracePipeline | None = None
         self._waiting: list[Callable[[TracePipeline], object]] = []
@@ -47,7 +50,7 @@ class TraceSignal:
                 if self.pipeline is None:
                     from django_obs.traces.pipeline import TracePipeline
 
-                    pipeline = TracePipeline(self.settings, service_name=self.service_name)
+                    pipeline = TracePipeline(self.settings, service_name=self.service_name, encoding=self.encoding)
                     pipeline.install()
                     self.pipeline = pipeline
                     for callback in self._waiting:

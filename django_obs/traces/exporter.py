@@ -51,6 +51,7 @@ class Exporter:
         self.worker = worker
         self._what = what
         self._open_transport = open_transport
+        self.prepare: Callable[[], object] = int  # encodes what is to be exported next
         self._resource = resource
         self._wake_at = max(1, min(batch_spans, queue_size // 2))
         self._reset()
@@ -102,6 +103,7 @@ class Exporter:
         if not self._draining.acquire(blocking=False):
             return
         try:
+            self.prepare()
             while True:
                 if self._unsent is None:
                     self._unsent = self._take()

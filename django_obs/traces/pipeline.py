@@ -14,6 +14,7 @@ from django_obs.lifecycle import Worker
 
 from .encoder import SCHEMA_URL
 from .exporter import BATCH_SPANS, DELAY, Exporter
+from .held import Held
 from .provider import Tracer, TracerProvider
 from .sampler import KeepRule, RatioSampler
 from .span import current_ids, recording_span
@@ -36,8 +37,10 @@ class TracePipeline:
         *,
         service_name: str,
         worker: Worker | None = None,
+        encoding: Worker | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
+        """``worker`` exports; ``encoding`` encodes what requests have ended, and if there is none they do it."""
         self.settings = settings
         self.environ = environ
         # Its own thread: a collector that hangs must not hold up log lines.
@@ -56,6 +59,9 @@ class TracePipeline:
             delay=_number(environ, "OTEL_BSP_SCHEDULE_DELAY", round(DELAY * 1000)) / 1000,
         )
         self.provider.sink = self.exporter
+        if encoding is not None:
+            self.provider.held = Held(self.exporter, self.provider.encode, encoding)
+            self.exporter.prepare = self.provider.held.encode
         self.tracer: Tracer = self.provider.tracer("django_obs", __version__, SCHEMA_URL)
 
     current_ids = staticmethod(current_ids)
@@ -77,6 +83,8 @@ class TracePipeline:
         self.provider.after_fork()
         self.worker.after_fork()
         self.exporter.after_fork()
+        if self.provider.held is not None:
+            self.provider.held.after_fork()
 
     def force_flush(self, timeout: float) -> bool:
         """Export what is queued within so many seconds; tell whether all of it was delivered."""
@@ -92,8 +100,9 @@ class TracePipeline:
     def stats(self) -> dict[str, int]:
         """Return spans: queued now; exported, dropped, failed and sampled out so far in this process."""
         provider, exporter = self.provider, self.exporter
+        held = provider.held.spans() if provider.held is not None else 0
         return {
-            "queued": exporter.waiting,
+            "queued": held + exporter.waiting,
             "exported": exporter.exported,
             "dropped": exporter.dropped + provider.dropped,
             "failed": exporter.failed + provider.failed,

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
 
     from .encoder import Leaf
+    from .held import Held
 
 logger = logging.getLogger("django_obs")
 
@@ -82,6 +83,7 @@ class TracerProvider(api.TracerProvider):
         self.service_name = service_name
         self.resource_attributes = dict(resource) if resource is not None else resource_attributes(service_name)
         self.sink = sink
+        self.held: Held | None = None  # what is to go to our exporter, and may be encoded later
         self.repeats = REPEATS
         self.processors: tuple[Any, ...] = ()
         self.sampled_out = 0  # spans that were left out
@@ -119,10 +121,17 @@ class TracerProvider(api.TracerProvider):
         return tracer
 
     def deliver(self, trace: LocalTrace, items: Sequence[Span | Leaf]) -> None:
-        """Encode spans of one trace and hand them to the sink. Never raises."""
+        """Have spans of one trace encoded, now or soon, for the sink. Never raises."""
         sink = self.sink
         if sink is None or not items:
             return
+        held = self.held
+        if held is not None and trace.lasting and held.put(sink, trace, items):
+            return
+        self.encode(sink, trace, items)
+
+    def encode(self, sink: Sink, trace: LocalTrace, items: Sequence[Span | Leaf]) -> None:
+        """Encode spans of one trace and offer them to a sink. Never raises."""
         try:
             sink.offer(encoder.encode_items(items, trace, self.limits, generator))
         except Exception:

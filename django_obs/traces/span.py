@@ -49,6 +49,9 @@ getrandbits: Final = generator.getrandbits
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=generator.seed)
 
+# Types of values that nobody can change, and that no code of the project's has to be asked for.
+ATOMS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
 _reported: set[str] = set()
 
 
@@ -115,6 +118,7 @@ class LocalTrace(list["Span | Leaf"]):
         "decision",
         "flags",
         "hex",
+        "lasting",
         "limit",
         "overflow",
         "provider",
@@ -142,6 +146,7 @@ class LocalTrace(list["Span | Leaf"]):
         self.decision: bool | None = None
         self.overflow = 0
         self.hex: str | None = None
+        self.lasting = True  # nothing that ended spans hold can change any more
 
     def finish(self, root: Span) -> None:
         """Decide, when the root has ended, and export everything or forget everything."""
@@ -309,6 +314,8 @@ class Span(api.Span):
                 pass  # somebody has given a time that is none
         self.end_time = end_time
         trace = self.trace
+        if self.extras is not None or not ATOMS.issuperset(map(type, self.recorded_attributes.values())):
+            trace.lasting = False
         if trace.provider.processors:
             trace.provider.on_end(self)
         if self.span_id == trace.root_id:
