@@ -21,6 +21,7 @@ class Scope:
         "bound",
         "cache_hits",
         "cache_misses",
+        "client",
         "db_count",
         "db_ns",
         "ended",
@@ -68,6 +69,7 @@ class Scope:
         self.entry: Any = None  # what the metrics counted it as when it came in
         self.activation: Any = None  # what makes the span the current one of the OpenTelemetry context
         self.user_id: str | None = None  # only if the work has loaded it anyway
+        self.client: str | None = None  # the address that the server was connected from
         self.queue_ns: int | None = None  # waited in the server's queue, as told by the proxy
         self.size = -1  # bytes of the response's body
         self.db_count = 0

@@ -121,6 +121,7 @@ class ObservabilityMiddleware:
             meta = request.META
             scope.request = request
             scope.method = request.method or ""
+            scope.client = meta.get("REMOTE_ADDR")
             scope.path = path = request.path
             scope.scheme = (request._get_scheme() if self.plain_scheme else request.scheme) or ""  # type: ignore[attr-defined]
             if self.is_excluded(path):
@@ -198,15 +199,7 @@ class ObservabilityMiddleware:
                 self.swallow("metrics")
         if self.access is not None:
             try:
-                self.access.emit(
-                    scope,
-                    status=scope.status,
-                    duration_ns=scope.ended - scope.started,
-                    size=scope.size if scope.size >= 0 else None,
-                    exc_info=scope.error,
-                    client=request.META.get("REMOTE_ADDR"),
-                    queue_ns=scope.queue_ns,
-                )
+                self.access.emit(scope)
             except Exception:
                 self.swallow("access")
         if self.traces is not None:
@@ -214,7 +207,8 @@ class ObservabilityMiddleware:
                 self.traces.close_request(scope, request, response)
             except Exception:
                 self.swallow("traces")
-        scope.request = None
+        # The access line waits with its scope, and shall not keep these until it is written.
+        scope.request = scope.span = scope.exception = scope.error = None
 
     def describe(self, scope: Scope, request: HttpRequest, response: HttpResponseBase | None, size: int) -> None:
         """Note on the scope what is known now that the request is over."""

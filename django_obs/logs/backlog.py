@@ -33,10 +33,10 @@ class Backlog:
 
     def __init__(self, maxsize: int) -> None:
         self.maxsize = maxsize
-        self._stamps: deque[Stamp] = deque()
+        self.stamps: deque[Stamp] = deque()
         # What is made room for at once, so that the search is paid for once in a while.
         self._room = max(1, maxsize // 16)
-        self.append = self._stamps.append
+        self.append = self.stamps.append
         # Threads that log while another makes room may overfill the queue, but not without end.
         self._brim = maxsize + max(64, maxsize // 8)
         self.after_fork()
@@ -45,18 +45,18 @@ class Backlog:
         """Forget what the parent will write."""
         # Reentrant: a signal handler may log while its thread makes room.
         self._lock = threading.RLock()
-        self._stamps.clear()
+        self.stamps.clear()
         # Stamps that are out of the queue for a moment, while it is decided which of them are shed.
-        self._out = 0
+        self.out = 0
         self.dropped = nothing_dropped()
         # A queue without room and with nothing less severe than this; 0 if that is not known.
         self._least = 0
 
     def qsize(self) -> int:
-        return len(self._stamps) + self._out
+        return len(self.stamps) + self.out
 
     def empty(self) -> bool:
-        return not self._stamps
+        return not self.stamps
 
     def full(self) -> bool:
         return self.qsize() >= self.maxsize
@@ -65,18 +65,18 @@ class Backlog:
         """Queue a stamp, shedding the least severe if the queue is full; tell whether this one was taken."""
         if self.qsize() >= self.maxsize and not self._make_room(stamp):
             return False
-        self._stamps.append(stamp)
+        self.stamps.append(stamp)
         return True
 
     def get_nowait(self) -> Stamp:
         try:
-            return self._stamps.popleft()
+            return self.stamps.popleft()
         except IndexError:
             raise queue.Empty from None
 
     def get_batch(self, limit: int) -> list[Stamp]:
         """Take up to so many stamps, the oldest first."""
-        stamps = self._stamps
+        stamps = self.stamps
         # The lock keeps the order of stamps while room is being made: they are all out of the queue for a moment.
         with self._lock:
             self._least = 0
@@ -103,7 +103,7 @@ class Backlog:
             self._lock.release()
 
     def _shed_below(self, own: int) -> None:
-        stamps = self._stamps
+        stamps = self.stamps
         waiting = Counter(step(stamp[LEVEL]) for stamp in tuple(stamps))
         quota: dict[int, int] = {}
         wanted = self._room
@@ -128,9 +128,9 @@ class Backlog:
                 self.dropped[level] += 1
             else:
                 kept.append(stamp)
-                self._out += 1
+                self.out += 1
         stamps.extendleft(reversed(kept))
-        self._out -= len(kept)
+        self.out -= len(kept)
 
     def take_dropped(self) -> Counter[int]:
         """Return how many were shed of each level, and count anew."""

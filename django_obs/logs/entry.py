@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, cast
 
 from django_obs.context import Scope, current, unscoped
+from django_obs.logs.console import ACCESS
 from django_obs.logs.redaction import MASK, Redaction
 from django_obs.logs.values import ATOMS, MAX_TEXT, clean, key_of, plain_fields, text_of
 from django_obs.stack import stack_of
@@ -68,15 +69,9 @@ class Entry(NamedTuple):
     """The stack of the caller, of ``stack_info=True``."""
 
 
-# What an access line says, in the order in which it says it: method, route, path, status, microseconds, those in the
-# server's queue, bytes, queries, their microseconds, cache hits and misses, id of the user, address of the client.
-AccessValues: TypeAlias = tuple[
-    str, str | None, str, int, int, int | None, int | None, int, int, int, int, str | None, str | None
-]
-
 # What is queued: an entry before the parts that may as well be done in the listener. A plain tuple, as a named one
 # costs 400 ns more, and of atoms for the most part, so that the garbage collector need not look at it.
-Stamp: TypeAlias = tuple[
+RecordStamp: TypeAlias = tuple[
     float,  # created
     int,  # levelno
     str,  # levelname
@@ -85,14 +80,31 @@ Stamp: TypeAlias = tuple[
     tuple[str, str] | None,  # trace id and span id
     str,  # request id
     dict[Any, Any] | None,  # bound context
-    dict[Any, Any] | AccessValues | None,  # extra fields, the last first; or those of an access line
+    dict[Any, Any] | None,  # extra fields, the last first
     Failure | None,
     str | None,  # stack
 ]
+# An access line is for the most part what the scope of its request says. That is over, and changes no more, but for
+# what work that it has started in the background goes on to count and to bind.
+AccessStamp: TypeAlias = tuple[
+    float,  # created
+    int,  # levelno
+    Scope,
+    int,  # queries
+    int,  # nanoseconds that they took
+    int,  # cache hits
+    int,  # cache misses
+    dict[Any, Any] | None,  # bound context
+    Failure | None,
+]
+Stamp: TypeAlias = RecordStamp | AccessStamp
 LEVEL: Final = 1
-EXTRA: Final = 8
-# Nothing of an access line is left out here.
-_FULL: AccessValues = ("", "", "", 0, 0, 0, 0, 0, 0, 0, 0, "", "-")
+SCOPE: Final = 2
+
+
+def is_access(stamp: Stamp) -> TypeGuard[AccessStamp]:
+    """Tell what was queued."""
+    return type(stamp[SCOPE]) is Scope
 
 
 class Stamper:
@@ -114,11 +126,11 @@ class Stamper:
         # Names that stand as they are.
         self._shown: set[str] = set()
         # Whether a project hides something of the access line.
-        self.masks_access = any(map(self.redaction.hides, access_fields(_FULL)))
+        self.masks_access = any(map(self.redaction.hides, ACCESS_FIELDS))
 
     # -- On the thread that logs ---------------------------------------------------------------------------------------
 
-    def stamp(self, record: logging.LogRecord) -> Stamp:
+    def stamp(self, record: logging.LogRecord) -> RecordStamp:
         scope = self.scope.get()
         ids = self.ids()
         bound: dict[Any, Any] | None
@@ -206,23 +218,31 @@ class Stamper:
     # -- In the listener -----------------------------------------------------------------------------------------------
 
     def entry(self, stamp: Stamp) -> Entry:
-        created, levelno, levelname, logger, message, ids, request_id, bound, extra, error, stack = stamp
+        if is_access(stamp):
+            return self._access_entry(stamp)
+        record = cast("RecordStamp", stamp)
+        created, levelno, levelname, logger, message, ids, request_id, bound, extra, error, stack = record
         trace_id, span_id = ids if ids is not None else ("", "")
-        fields: dict[str, Any] | None = None
-        if isinstance(extra, tuple):
-            fields = self._access_line(bound, extra)
-        elif bound or extra:
-            # A record's own field goes before a bound one of the same name.
-            fields = self._presentable(bound, extra) if bound else self._presentable(extra)
+        # A record's own field goes before a bound one of the same name.
+        fields = self._presentable(bound, extra) if bound or extra else None
         return Entry(created, levelno, levelname, logger, message, trace_id, span_id, request_id, fields, error, stack)
 
-    def _access_line(self, bound: dict[Any, Any] | None, values: AccessValues) -> dict[str, Any]:
-        fields = access_fields(values)
+    def _access_entry(self, stamp: AccessStamp) -> Entry:
+        created, level, scope, *_, bound, error = stamp
+        message, fields = access_message(scope), access_fields(stamp)
+        if len(message) > MAX_TEXT:
+            message, fields = clean(message), plain_fields(fields, self.redaction)
         if self.masks_access:
             found, fields = fields, {}
             for name, value in found.items():
                 self._present(name, value, fields)
-        return {**(self._presentable(bound) or {}), **fields} if bound else fields
+        if bound:
+            fields = {**(self._presentable(bound) or {}), **fields}
+        trace_id, span_id = scope.ids or (scope.trace_id, "")
+        name = logging.getLevelName(level)
+        return Entry(
+            created, level, name, ACCESS, message, trace_id, span_id, scope.request_id, fields or None, error, None
+        )
 
     def _presentable(self, *parts: dict[Any, Any] | None) -> dict[str, Any] | None:
         shown = self._shown
@@ -250,23 +270,51 @@ class Stamper:
             fields[name] = value
 
 
-def access_fields(values: AccessValues) -> dict[str, Any]:
-    """Give the values of an access line their names; what does not apply is left out."""
-    method, route, path, status, duration, queued, size, queries, query_time, hits, misses, user_id, client = values
-    fields: dict[str, Any] = {"method": method, "route": route, "path": path, "status": status}
-    fields["duration_ms"] = duration / 1000
-    if queued is not None:
-        fields["queue_ms"] = queued / 1000
-    if size is not None:
-        fields["response_bytes"] = size
+def access_message(scope: Scope) -> str:
+    """Return the message of an access line."""
+    return f"{scope.method} {scope.path} {scope.status}"
+
+
+# What an access line may say, in the order in which it says it.
+ACCESS_FIELDS: Final = (
+    "method",
+    "route",
+    "path",
+    "status",
+    "duration_ms",
+    "queue_ms",
+    "response_bytes",
+    "db_queries",
+    "db_ms",
+    "cache_hits",
+    "cache_misses",
+    "user_id",
+    "client",
+)
+
+
+def access_fields(stamp: AccessStamp) -> dict[str, Any]:
+    """Return the fields of an access line; what does not apply is left out."""
+    _, _, scope, queries, query_ns, hits, misses, _, _ = stamp
+    fields: dict[str, Any] = {
+        "method": scope.method,
+        "route": scope.route,
+        "path": scope.path,
+        "status": scope.status,
+        "duration_ms": (scope.ended - scope.started) // 1000 / 1000,
+    }
+    if scope.queue_ns is not None:
+        fields["queue_ms"] = scope.queue_ns // 1000 / 1000
+    if scope.size >= 0:
+        fields["response_bytes"] = scope.size
     fields["db_queries"] = queries
-    fields["db_ms"] = query_time / 1000
+    fields["db_ms"] = query_ns // 1000 / 1000
     fields["cache_hits"] = hits
     fields["cache_misses"] = misses
-    if user_id is not None:
-        fields["user_id"] = user_id
-    if client:
-        fields["client"] = client
+    if scope.user_id is not None:
+        fields["user_id"] = scope.user_id
+    if scope.client:
+        fields["client"] = scope.client
     return fields
 
 

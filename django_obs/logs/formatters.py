@@ -13,15 +13,16 @@ import orjson
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.orjson import OrjsonFormatter, orjson_default
 
-from django_obs.logs.entry import EXTRA, AccessValues, Entry, Failure, Stamp, Stamper
+from django_obs.logs.console import ACCESS
+from django_obs.logs.entry import AccessStamp, Entry, Failure, Stamp, Stamper, access_message, is_access
 from django_obs.logs.redaction import Redaction
-from django_obs.logs.values import Plainer, clean
+from django_obs.logs.values import MAX_TEXT, Plainer, clean
 
 _LINE = orjson.OPT_APPEND_NEWLINE
 # Access lines of which the shared parts are kept, and characters that their messages may have.
 REMEMBERED = 1024
 REMEMBERED_LENGTH = 256
-AccessKey: TypeAlias = tuple[str, str, str | None, str, int]  # level, method, route, path, status
+AccessKey: TypeAlias = tuple[str, str | None, str, int]  # method, route, path, status
 _NO_REDACTION = Redaction()
 
 
@@ -85,36 +86,35 @@ class JSONFormatter(OrjsonFormatter):
 
     def stamped(self, stamp: Stamp) -> bytes:
         """Return the line of what was queued."""
-        values = stamp[EXTRA]
-        if type(values) is tuple and self._knows_access:
+        if is_access(stamp) and self._knows_access:
             try:
-                line = self._access_line(stamp, values)
+                line = self._access_line(stamp)
             except (TypeError, ValueError):
-                line = b""  # lone surrogates
+                line = b""  # lone surrogates, or too long
             if line:
                 return line
         return self.line(self.stamper.entry(stamp))
 
-    def _access_line(self, stamp: Stamp, values: AccessValues) -> bytes:
+    def _access_line(self, stamp: AccessStamp) -> bytes:
         """Return the usual access line as `line` would write it, empty if there is more to say than usual.
 
         There is one of each request. What it shares with others is kept, and the rest are numbers and ids: written
         into a text they take a third of the time of an entry, its dicts and their encoding.
         """
-        created, _, level, logger, message, ids, request_id, bound, _, failure, _ = stamp
-        method, route, path, status, duration, queued, size, queries, query_time, hits, misses, user_id, client = values
-        trace_id, span_id = ids or ("", "")
+        created, level, scope, queries, query_ns, hits, misses, bound, failure = stamp
+        trace_id, span_id = scope.ids or (scope.trace_id, "")
+        request_id, size, client = scope.request_id, scope.size, scope.client
         if bound or failure or not request_id or bool(trace_id) != bool(span_id):
             return b""
-        if queued is not None or size is None or user_id is not None or not client:
+        if size < 0 or not client or scope.queue_ns is not None or scope.user_id is not None:
             return b""
-        shared = (level, method, route, path, status)
-        what, where = self._access.get(shared) or self._remember_access(shared, logger, message)
+        shared = (scope.method, scope.route, scope.path, scope.status)
+        what, where = self._access.get(shared) or self._remember_access(shared, level, access_message(scope))
         trace = f'"trace_id":"{trace_id}","span_id":"{span_id}",' if span_id else ""
         asked = f'"{request_id}"' if request_id == trace_id else quoted(request_id)
         # A float would take three times as long as the digits before and behind the point.
-        ms, us = divmod(duration, 1000)
-        db_ms, db_us = divmod(query_time, 1000) if query_time else (0, 0)
+        ms, us = divmod((scope.ended - scope.started) // 1000, 1000)
+        db_ms, db_us = divmod(query_ns // 1000, 1000) if query_ns else (0, 0)
         digits = self._digits
         return (
             f'{{"timestamp":"{self._clock.text(created)}",{what},{trace}"request_id":{asked},{where},'
@@ -127,9 +127,11 @@ class JSONFormatter(OrjsonFormatter):
         digits = self._digits[thousandths] = f"{thousandths:03d}".rstrip("0") or "0"
         return digits
 
-    def _remember_access(self, shared: AccessKey, logger: str, message: str) -> tuple[str, str]:
-        level, method, route, path, status = shared
-        what = {"level": level, "logger": logger, "message": message}
+    def _remember_access(self, shared: AccessKey, level: int, message: str) -> tuple[str, str]:
+        method, route, path, status = shared
+        if len(message) > MAX_TEXT:
+            raise ValueError("too long")
+        what = {"level": logging.getLevelName(level), "logger": ACCESS, "message": message}
         where = {"service": self.service, "method": method, "route": route, "path": path, "status": status}
         parts = orjson.dumps(what)[1:-1].decode(), orjson.dumps(where)[1:-1].decode()
         # Clients choose methods and paths, which the message has both: what is full is emptied.

@@ -97,7 +97,7 @@ class LogListener(QueueListener):
                 self.write_through(stamp)
                 return
             self.worker.ensure()
-        if backlog.qsize() < self._wake_at:
+        if len(backlog.stamps) + backlog.out < self._wake_at:
             backlog.append(stamp)
             return
         if not self._woken:

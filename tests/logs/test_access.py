@@ -10,6 +10,8 @@ from django.utils.log import log_response
 
 from django_obs.conf import LogSettings
 from django_obs.context import Scope, current
+from django_obs.logs.entry import ACCESS_FIELDS
+from django_obs.logs.values import MAX_TEXT
 from tests.logs.conftest import Installed
 
 
@@ -17,6 +19,7 @@ def request_scope(**changes: Any) -> Scope:
     scope = Scope("request")
     scope.method = "GET"
     scope.path = "/cart/7/"
+    scope.status = 200
     scope.route = "/cart/<int:pk>/"
     scope.request_id = "r-1"
     scope.trace_id = "c" * 32
@@ -44,10 +47,14 @@ def test_access_line_has_all_that_is_known(direct: bool, pipeline: Installed, mo
     if not direct:
         # Somebody else wants records.
         made.access.logger.addHandler(logging.NullHandler())
-    assert made.access._is_direct() is direct
-    scope = request_scope(user_id="42", bound={"order_id": 7})
+    scope = request_scope(
+        user_id="42", bound={"order_id": 7}, ended=12_345_678, size=99, client="::1", queue_ns=2_000_000
+    )
     current.set(scope)
-    made.access.emit(scope, status=200, duration_ns=12_345_678, size=99, client="::1", queue_ns=2_000_000)
+    made.access.emit(scope)
+    # Work that the request has started goes on to count, and to bind.
+    scope.db_count += 1
+    scope.bound["late"] = True
     (line,) = pipeline.lines()
     timestamp = line.pop("timestamp")
     assert timestamp.endswith("Z")
@@ -75,10 +82,30 @@ def test_access_line_has_all_that_is_known(direct: bool, pipeline: Installed, mo
     }
 
 
+def test_all_that_an_access_line_may_say_is_declared(pipeline: Installed) -> None:
+    made = pipeline()
+    assert made.access is not None
+    made.access.emit(request_scope(user_id="42", size=99, client="::1", queue_ns=2_000_000))
+    (line,) = pipeline.lines()
+    assert [key for key in line if key in ACCESS_FIELDS] == list(ACCESS_FIELDS)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_endless_path_is_cut(direct: bool, pipeline: Installed) -> None:
+    made = pipeline()
+    assert made.access is not None
+    if not direct:
+        made.access.logger.addHandler(logging.NullHandler())
+    made.access.emit(request_scope(path="/" + "a" * 2 * MAX_TEXT, size=1, client="::1"))
+    (line,) = pipeline.lines()
+    assert MAX_TEXT < len(line["path"]) < MAX_TEXT + 100
+    assert MAX_TEXT < len(line["message"]) < MAX_TEXT + 100
+
+
 def test_unknown_is_left_out(pipeline: Installed) -> None:
     made = pipeline()
     assert made.access is not None
-    made.access.emit(request_scope(route=None), status=404, duration_ns=1)
+    made.access.emit(request_scope(route=None, status=404))
     (line,) = pipeline.lines()
     assert not {"queue_ms", "response_bytes", "user_id", "client"} & set(line)
     assert line["route"] is None
@@ -90,7 +117,7 @@ def test_unknown_is_left_out(pipeline: Installed) -> None:
 def test_level_follows_the_status(status: int, level: str, pipeline: Installed) -> None:
     made = pipeline()
     assert made.access is not None
-    made.access.emit(request_scope(), status=status, duration_ns=1)
+    made.access.emit(request_scope(status=status))
     assert pipeline.lines()[0]["level"] == level
 
 
@@ -99,19 +126,17 @@ def test_failed_request_carries_the_exception(direct: bool, pipeline: Installed)
     made = pipeline()
     assert made.access is not None
     logging.getLogger().handlers[:] = [made.handler] if direct else [made.handler, logging.NullHandler()]
-    raised = error()
-    made.access.emit(request_scope(), status=500, duration_ns=1, exc_info=raised)
-    made.access.emit(request_scope(), status=500, duration_ns=1, exc_info=(type(raised), raised, None))
-    first, second = pipeline.lines()
-    assert first["exception"]["type"] == "ValueError"
-    assert "test_access.py" in first["exception"]["stack"]
-    assert second["exception"]["message"] == "bad"
+    made.access.emit(request_scope(status=500, error=error()))
+    (line,) = pipeline.lines()
+    assert line["exception"]["type"] == "ValueError"
+    assert line["exception"]["message"] == "bad"
+    assert "test_access.py" in line["exception"]["stack"]
 
 
 def test_path_that_would_break_the_line_does_not(pipeline: Installed) -> None:
     made = pipeline()
     assert made.access is not None
-    made.access.emit(request_scope(path='/a\n{"level":"ERROR"}\ud800'), status=200, duration_ns=1)
+    made.access.emit(request_scope(path='/a\n{"level":"ERROR"}\ud800'))
     (line,) = pipeline.lines()
     assert line["message"].startswith('GET /a\n{"level"')
 
@@ -122,7 +147,7 @@ def test_filter_decides_on_access_lines_too(pipeline: Installed) -> None:
     for path in ("/cart", "/vip"):
         scope = request_scope(path=path)
         current.set(scope)
-        made.access.emit(scope, status=200, duration_ns=1)
+        made.access.emit(scope)
     assert [line["path"] for line in pipeline.lines()] == ["/vip"]
 
 
@@ -134,7 +159,7 @@ def test_telemetry_that_cannot_be_told_breaks_nothing(pipeline: Installed, capsy
     made = pipeline()
     assert made.access is not None
     for _ in range(2):
-        made.access.emit(SimpleNamespace(request=None), status=200, duration_ns=1)  # type: ignore[arg-type]
+        made.access.emit(SimpleNamespace(request=None))  # type: ignore[arg-type]
     assert made.stats()["failed"] == 2
     assert capsys.readouterr().err.count("could not be queued; reported once") == 1
 
@@ -153,7 +178,7 @@ def test_line_of_django_about_a_failed_request_is_left_to_ours(pipeline: Install
 
     logging.getLogger("django").addHandler(Mail())
     request = RequestFactory().get("/cart/7/")
-    scope = request_scope(request=request)
+    scope = request_scope(request=request, status=500, error=error())
     token = current.set(scope)
     log_response(
         "%s: %s",
@@ -163,7 +188,7 @@ def test_line_of_django_about_a_failed_request_is_left_to_ours(pipeline: Install
         request=request,
         exception=error(),
     )
-    made.access.emit(scope, status=500, duration_ns=1, exc_info=error())
+    made.access.emit(scope)
     current.reset(token)
     # As Django's handler does after the last middleware.
     log_response("Not Found: %s", "/cart/7/", response=SimpleNamespace(status_code=404), request=request)
@@ -235,6 +260,6 @@ def test_access_line_goes_to_no_root_handler_but_to_one_of_its_own(pipeline: Ins
     assert made.access is not None
     logging.getLogger().addHandler(sentry)
     made.access.logger.addHandler(own)
-    made.access.emit(request_scope(), status=500, duration_ns=1, exc_info=error())
+    made.access.emit(request_scope(status=500, error=error()))
     assert (sentry.messages, own.messages) == ([], ["GET /cart/7/ 500"])
     assert len(pipeline.lines()) == 1

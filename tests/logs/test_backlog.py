@@ -132,7 +132,7 @@ def test_length_stays_bounded_while_many_threads_log() -> None:
         nonlocal longest
         for number in range(3000):
             backlog.put_nowait(stamp((DEBUG, ERROR)[number % 2]))
-            longest = max(longest, len(backlog._stamps))
+            longest = max(longest, len(backlog.stamps))
 
     threads = [threading.Thread(target=put) for _ in range(6)]
     for each in threads:
@@ -142,7 +142,7 @@ def test_length_stays_bounded_while_many_threads_log() -> None:
     sys.setswitchinterval(interval)
     # The brim, one of each thread that was about to put it, and the one that is looked at.
     assert longest <= 64 + 64 + 6 + 1
-    assert backlog.qsize() == len(backlog._stamps)
+    assert backlog.qsize() == len(backlog.stamps)
 
 
 def test_child_starts_with_an_empty_queue_and_a_lock_of_its_own() -> None:

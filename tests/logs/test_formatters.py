@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_obs.context import Scope, current
-from django_obs.logs.entry import RESERVED, Entry, Failure, Stamper
+from django_obs.logs.entry import RESERVED, AccessStamp, Entry, Failure, Stamper
 from django_obs.logs.formatters import REMEMBERED, REMEMBERED_LENGTH, ConsoleFormatter, JSONFormatter
 from django_obs.logs.redaction import MASK, Redaction
 from tests.logs.test_values import Broken, anything
@@ -76,77 +76,77 @@ text = st.text(st.characters(), max_size=20)  # lone surrogates included
 number = st.integers(0, 10**15)
 
 
+def access_stamp(
+    *, created: float = 1767225600.5, bound: dict[Any, Any] | None = None, failure: Failure | None = None, **said: Any
+) -> AccessStamp:
+    """What is queued of a request of which this is said."""
+    scope = Scope("request")
+    for name, value in {"ids": ("a" * 32, "b" * 16), "request_id": "a" * 32, "method": "GET", **said}.items():
+        setattr(scope, name, value)
+    counts = scope.db_count, scope.db_ns, scope.cache_hits, scope.cache_misses
+    return (created, 20, scope, *counts, bound, failure)
+
+
 @given(
     created=st.floats(-1e10, 1e11),
-    level=st.sampled_from(["INFO", "WARNING", "ERROR"]),
-    ids=st.none() | st.tuples(st.just("a" * 32), st.sampled_from(["", "b" * 16])),
-    request_id=st.sampled_from(["", "a" * 32]) | text,
     bound=st.none() | st.dictionaries(text, number, max_size=2),
-    values=st.tuples(
-        text,
-        st.none() | text,
-        text,
-        st.integers(100, 599),
-        number,
-        st.none() | number,
-        st.none() | number,
-        number,
-        number,
-        number,
-        number,
-        st.none() | text,
-        st.none() | text,
-    ),
     failure=st.none() | st.just(Failure("ValueError", "bad", "Traceback")),
+    said=st.fixed_dictionaries(
+        {
+            "ids": st.none() | st.tuples(st.just("a" * 32), st.sampled_from(["", "b" * 16])),
+            "request_id": st.sampled_from(["", "a" * 32]) | text,
+            "method": text,
+            "route": st.none() | text,
+            "path": text,
+            "status": st.integers(100, 599),
+            "ended": number,
+            "queue_ns": st.none() | number,
+            "size": st.just(-1) | number,
+            "db_count": number,
+            "db_ns": number,
+            "cache_hits": number,
+            "cache_misses": number,
+            "user_id": st.none() | text,
+            "client": st.none() | text,
+        }
+    ),
     formatter=st.sampled_from(
         [JSON, JSONFormatter(service="", stamper=STAMPER), JSONFormatter(service="shop", static_fields={"a": 1})]
     ),
 )
 def test_access_line_is_to_the_letter_that_of_its_entry(
-    created: float,
-    level: str,
-    ids: Any,
-    request_id: str,
-    bound: Any,
-    values: Any,
-    failure: Failure | None,
-    formatter: JSONFormatter,
+    created: float, bound: Any, failure: Failure | None, said: dict[str, Any], formatter: JSONFormatter
 ) -> None:
-    message = f"{values[0]} {values[2]} {values[3]}"
-    stamp = (created, 20, level, "django_obs.access", message, ids, request_id, bound, values, failure, None)
+    stamp = access_stamp(created=created, bound=bound, failure=failure, **said)
     assert formatter.stamped(stamp) == formatter.line(formatter.stamper.entry(stamp))
 
 
 @given(
-    level=st.sampled_from(["INFO", "WARNING", "ERROR"]),
-    method=text,
-    route=st.none() | text,
-    path=text,
-    status=st.integers(100, 599),
-    numbers=st.lists(st.tuples(*[number] * 6), min_size=2, max_size=3),
+    shared=st.fixed_dictionaries(
+        {"method": text, "route": st.none() | text, "path": text, "status": st.integers(100, 599)}
+    ),
+    numbers=st.lists(
+        st.fixed_dictionaries(
+            dict.fromkeys(("ended", "size", "db_count", "db_ns", "cache_hits", "cache_misses"), number)
+        ),
+        min_size=2,
+        max_size=3,
+    ),
     client=text.filter(bool),
     request_id=text.filter(bool) | st.just("a" * 32),
 )
 def test_usual_access_lines_are_to_the_letter_those_of_their_entries(
-    level: str,
-    method: str,
-    route: str | None,
-    path: str,
-    status: int,
-    numbers: list[tuple[int, ...]],
-    client: str,
-    request_id: str,
+    shared: dict[str, Any], numbers: list[dict[str, int]], client: str, request_id: str
 ) -> None:
     formatter = JSONFormatter(service="shop", stamper=STAMPER)
-    message = f"{method} {path} {status}"
-    for duration, size, *counts in numbers:
-        values = (method, route, path, status, duration, None, size, *counts, None, client)
-        ids = ("a" * 32, f"{size % 2**64:016x}")
-        stamp = (1767225600.5, 20, level, "django_obs.access", message, ids, request_id, None, values, None, None)
+    for each in numbers:
+        ids = ("a" * 32, f"{each['size'] % 2**64:016x}")
+        stamp = access_stamp(ids=ids, client=client, request_id=request_id, **shared, **each)
         line = formatter.stamped(stamp)
         assert line == formatter.line(STAMPER.entry(stamp))
         # The way by the parts that are kept has been taken, but for what no JSON can have.
-        assert (line == formatter._access_line(stamp, values)) if is_text(message, route, client, request_id) else True
+        if is_text(shared["method"], shared["path"], shared["route"], client, request_id):
+            assert line == formatter._access_line(stamp)
 
 
 def is_text(*parts: str | None) -> bool:
@@ -162,12 +162,10 @@ def test_access_lines_of_a_client_that_makes_paths_up_take_bounded_room() -> Non
     for number in range(3 * REMEMBERED):
         # Every other one is made up at length, too, of which nothing is kept.
         method = "GET" if number % 2 else "G" * REMEMBERED_LENGTH
-        values = (method, None, f"/{number}", 404, 1, None, 1, 0, 0, 0, 0, None, "127.0.0.1")
-        message, ids = f"{method} /{number} 404", ("a" * 32, "b" * 16)
-        stamp = (0.0, 30, "WARNING", "django_obs.access", message, ids, "r", None, values, None, None)
+        stamp = access_stamp(method=method, path=f"/{number}", status=404, size=1, client="127.0.0.1")
         assert json.loads(formatter.stamped(stamp))["path"] == f"/{number}"
     assert 0 < len(formatter._access) <= REMEMBERED
-    assert {shared[1] for shared in formatter._access} == {"GET"}
+    assert {shared[0] for shared in formatter._access} == {"GET"}
 
 
 @pytest.mark.parametrize("created", [0.0, 1.999999, 1e9 + 0.5, -1.5, 253402300799.0])

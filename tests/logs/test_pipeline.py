@@ -300,7 +300,7 @@ def test_file_of_the_root_logger_keeps_what_the_console_does_not_show(
     assert file.messages == ["d", "i", "w"]
     assert [line["message"] for line in pipeline.lines()] == printed
     assert made.access is not None
-    made.access.emit(Scope("request"), status=200, duration_ns=1)
+    made.access.emit(Scope("request"))
     assert pipeline.lines()[-1]["logger"] == "django_obs.access"
 
 
@@ -352,7 +352,7 @@ def test_our_loggers_are_not_silenced_by_a_configuration_that_does_not_name_them
     made = pipeline()
     assert made.access is not None
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
-    made.access.emit(Scope("request"), status=200, duration_ns=1)
+    made.access.emit(Scope("request"))
     assert len(pipeline.lines()) == 1
 
 
