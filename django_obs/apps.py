@@ -341,12 +341,12 @@ def trace_middleware(traces: TracePipeline) -> None:
     MiddlewareInstrumentation(tracer=tracer_of(traces), current_span=traces.current_span).install()
 
 
-def leaf_doors(traces: TracePipeline) -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Return who takes leaves (the current span of ours, or the provider that was there before), and their source."""
+def leaf_doors(traces: TracePipeline) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """Return who records leaves (our provider, or the one that was there before), and what makes their source."""
     from django_obs.traces.encoder import LeafSource
 
     if is_ours(traces):
-        return traces.current_span, LeafSource
+        return traces.record_leaf, LeafSource
     from django_obs.traces.foreign import ForeignLeaves
 
     return ForeignLeaves(tracer_of(traces)), LeafSource

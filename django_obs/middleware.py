@@ -26,6 +26,7 @@ from django_obs.telemetry import compile_globs
 if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
+    from django.urls import ResolverMatch
 
     from django_obs.telemetry import Telemetry
 
@@ -35,6 +36,8 @@ Opened = TypeVar("Opened")
 
 # nginx sends seconds ("t=1700000000.123"), Heroku milliseconds, Apache's %t microseconds: told apart by their size.
 QUEUE_START = re.compile(r"(?:t=)?([0-9]{10,16})(\.[0-9]{1,9})?").fullmatch
+# Routes come from the project's own code.
+REMEMBERED = 4096
 # nginx's status for a client that went away before it had its answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -62,6 +65,7 @@ class ObservabilityMiddleware:
             except Exception:
                 self.swallow("prepare")
         self.access = telemetry.access
+        self.routes: dict[str, str] = {}  # by what the resolver calls them
         self.trace_header = telemetry.settings.traces.response_header if self.traces is not None else ""
         self.trace_header_key = self.trace_header.lower()
         if runtime.role() == "process":
@@ -189,7 +193,20 @@ class ObservabilityMiddleware:
             return
         scope.ended = perf_counter_ns()
         try:
-            self.describe(scope, request, response, size)
+            if response is None:
+                scope.status = CLIENT_CLOSED_REQUEST if isinstance(scope.error, asyncio.CancelledError) else 500
+            else:
+                scope.status = response.status_code
+                if size < 0 and not response.streaming:
+                    size = len(cast("Any", response).content)
+            scope.size = size
+            match = request.resolver_match
+            if match is not None:
+                scope.name = match.view_name or ""
+                scope.route = self.routes.get(match.route) or self.remember_route(match)
+            own = request.__dict__
+            if "user" in own or "_acached_user" in own:
+                scope.user_id = loaded_user_id(request)
         except Exception:
             self.swallow("describe")
         if self.instruments is not None:
@@ -210,22 +227,14 @@ class ObservabilityMiddleware:
         # The access line waits with its scope, and shall not keep these until it is written.
         scope.request = scope.span = scope.exception = scope.error = None
 
-    def describe(self, scope: Scope, request: HttpRequest, response: HttpResponseBase | None, size: int) -> None:
-        """Note on the scope what is known now that the request is over."""
-        if response is None:
-            scope.status = CLIENT_CLOSED_REQUEST if isinstance(scope.error, asyncio.CancelledError) else 500
-        else:
-            scope.status = response.status_code
-            if size < 0 and not response.streaming:
-                size = len(cast("Any", response).content)
-        scope.size = size
-        match = request.resolver_match
-        if match is not None:
-            scope.name = match.view_name or ""
-            scope.route = http_route(match)
-        own = request.__dict__
-        if "user" in own or "_acached_user" in own:
-            scope.user_id = loaded_user_id(request)
+    def remember_route(self, match: ResolverMatch) -> str | None:
+        """Return the route of a resolved request, and keep it: the same text each time is found faster in tables."""
+        route = http_route(match)
+        if route is not None:
+            if len(self.routes) >= REMEMBERED:
+                self.routes.clear()
+            self.routes[match.route] = route
+        return route
 
     def follow_stream(self, scope: Scope, request: HttpRequest, response: HttpResponseBase) -> None:
         """Keep the request current while its stream is read, and close it after the last byte."""

@@ -52,7 +52,7 @@ def describe(alias: str, backend: str) -> Callable[[str], tuple[str, dict[str, A
 class CacheInstrumentation:
     """Wrappers around the operations that a cache backend implements.
 
-    ``current_span`` returns the span that an operation belongs to or None, ``leaf_source`` makes what the spans of one
+    ``record_leaf`` records an operation below the current span, if any; ``leaf_source`` makes what the spans of one
     cache have in common from a function that describes an operation; ``instruments`` returns what keeps the metrics,
     and is called with the first operation. Each may be None, where its signal is off. Keys are nowhere noted: they are
     data of users.
@@ -61,11 +61,11 @@ class CacheInstrumentation:
     def __init__(
         self,
         *,
-        current_span: Callable[[], Any] | None = None,
+        record_leaf: Callable[..., None] | None = None,
         leaf_source: Callable[..., Any] | None = None,
         instruments: Callable[[], Any] | None = None,
     ) -> None:
-        self.current_span = current_span
+        self.record_leaf = record_leaf
         self.leaf_source = leaf_source
         self.instruments = instruments
         self.record_cache: Callable[..., None] | None = None if instruments is None else self._record_first
@@ -88,10 +88,10 @@ class CacheInstrumentation:
             if cache is not None:
                 self.wrap(cache, alias)
 
-    def trace(self, current_span: Callable[[], Any], leaf_source: Callable[..., Any]) -> None:
+    def trace(self, record_leaf: Callable[..., None], leaf_source: Callable[..., Any]) -> None:
         """Make a span of each operation from now on."""
         self.leaf_source = leaf_source
-        self.current_span = current_span
+        self.record_leaf = record_leaf
 
     def _record_first(self, *observed: Any) -> None:
         assert self.instruments is not None
@@ -180,19 +180,16 @@ class CacheInstrumentation:
             if scope is not None:
                 scope.cache_hits += hits
                 scope.cache_misses += misses
-            if self.current_span is not None:
-                span = self.current_span()
-                if span is not None:
-                    now = time_ns()
-                    source = self.sources.get((alias, backend)) or self.source(alias, backend)
-                    span.add_leaf(
-                        operation,
-                        now - ended + started,
-                        now,
-                        None if error is None else type(error).__name__,
-                        source=source,
-                        attributes=HIT if hits else MISS if misses else None,
-                    )
+            if self.record_leaf is not None:
+                now = time_ns()
+                self.record_leaf(
+                    self.sources.get((alias, backend)) or self.source(alias, backend),
+                    operation,
+                    now - ended + started,
+                    now,
+                    None if error is None else type(error).__name__,
+                    HIT if hits else MISS if misses else None,
+                )
             if self.record_cache is not None:
                 self.record_cache(alias, backend, operation, hits, misses, (ended - started) * 1e-9, error)
 

@@ -11,7 +11,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from django_obs.context import Scope, current
+from django_obs.context import current
 
 logger = logging.getLogger("django_obs")
 
@@ -40,74 +40,18 @@ def is_traced(connection: BaseDatabaseWrapper) -> bool:
     return any(getattr(kind, "__module__", "").startswith("opentelemetry.instrumentation.") for kind in kinds)
 
 
-class DatabaseInstrumentation:
-    """One execute wrapper for all connections.
+class MeasuredConnection:
+    """The execute wrapper of one connection. What it looks at is its own: on the way from a query it is all cold."""
 
-    ``current_span`` returns the span that a query belongs to or None, ``leaf_source`` makes what the spans of one
-    database have in common from a function that describes a statement; ``instruments`` returns what keeps the metrics,
-    and is called with the first thing to count. Each may be None, where its signal is off.
-    """
+    __slots__ = ("alias", "count", "owner", "source", "traced_elsewhere", "vendor")
 
-    def __init__(
-        self,
-        *,
-        current_span: Callable[[], Any] | None = None,
-        leaf_source: Callable[..., Any] | None = None,
-        instruments: Callable[[], Any] | None = None,
-    ) -> None:
-        self.current_span = current_span
-        self.leaf_source = leaf_source
-        self.instruments = instruments
-        self.record_query: Callable[..., None] | None = None
-        self.record_connection: Callable[..., None] | None = None
-        if instruments is not None:
-            self.record_query, self.record_connection = self._record_first_query, self._record_first_connection
-        self.sources: dict[str, Any] = {}  # by alias
-        self.failed = False
-
-    def install(self) -> None:
-        """Wrap every connection that is or will be made in this process."""
-        from django.db import connections
-
-        connection_created.connect(self.connected, weak=False, dispatch_uid="django_obs")
-        for connection in connections.all(initialized_only=True):
-            self.wrap(connection)
-        if self.record_connection is not None:
-            self._count_failed_connections()
-
-    def trace(self, current_span: Callable[[], Any], leaf_source: Callable[..., Any]) -> None:
-        """Make a span of each query from now on."""
-        self.leaf_source = leaf_source
-        self.current_span = current_span
-
-    def count(self) -> Any:
-        """Find what keeps the metrics; from now on it is called directly."""
-        assert self.instruments is not None
-        instruments = self.instruments()
-        self.record_query, self.record_connection = instruments.record_query, instruments.record_connection
-        return instruments
-
-    def _record_first_query(self, *observed: Any) -> None:
-        self.count().record_query(*observed)
-
-    def _record_first_connection(self, *observed: Any) -> None:
-        self.count().record_connection(*observed)
-
-    def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-        """Wrap a connection that was made just now."""
-        self.wrap(connection)
-        connection._django_obs_traced = is_traced(connection)  # type: ignore[attr-defined]
-        scope = current.get()
-        if self.record_connection is not None and (scope is None or not scope.excluded):
-            try:
-                self.record_connection(connection.alias, connection.vendor, None)
-            except Exception:
-                self.swallow()
-
-    def wrap(self, connection: BaseDatabaseWrapper) -> None:
-        """Put the wrapper outermost, once: the signal comes again at each reconnect of the same connection object."""
-        if self.execute not in connection.execute_wrappers:
-            connection.execute_wrappers.insert(0, self.execute)
+    def __init__(self, owner: DatabaseInstrumentation, connection: BaseDatabaseWrapper) -> None:
+        self.owner = owner
+        self.alias = connection.alias
+        self.vendor = connection.vendor
+        self.traced_elsewhere = is_traced(connection)
+        self.source: Any = None  # what all spans of this database have in common
+        self.count: Callable[..., None] | None = None
 
     def execute(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
         """Run the query; note its time on the scope, the current span and the metrics."""
@@ -122,43 +66,109 @@ class DatabaseInstrumentation:
             error = raised
             raise
         finally:
-            ended = perf_counter_ns()
+            took = perf_counter_ns() - started
+            owner = self.owner
             try:
-                # Each parameter set of an executemany() is a statement.
-                statements = 0 if not many else len(params) if hasattr(params, "__len__") else 1
-                self.note(scope, context["connection"], sql, statements, started, ended, error)
+                if scope is not None:
+                    scope.db_count += 1
+                    scope.db_ns += took
+                if owner.record_leaf is not None and not self.traced_elsewhere:
+                    # The wall clock is read once: set back in between, it could end a span before its start.
+                    now = time_ns()
+                    owner.record_leaf(
+                        self.source or self._source(context["connection"]),
+                        sql if type(sql) is str else text_of(sql, context["connection"]),
+                        now - took,
+                        now,
+                        None if error is None else type(error).__name__,
+                    )
+                if owner.instruments is not None:
+                    # Each parameter set of an executemany() is a statement.
+                    statements = 0 if not many else len(params) if hasattr(params, "__len__") else 1
+                    (self.count or self._first())(took * 1e-9, statements, error)
             except Exception:
-                self.swallow()
+                owner.swallow()
 
-    def note(
+    def _source(self, connection: BaseDatabaseWrapper) -> Any:
+        self.source = source = self.owner.source(connection)
+        return source
+
+    def _first(self) -> Callable[..., None]:
+        tally = self.owner.kept().tally(self.alias, self.vendor)
+        self.count = tally.add if tally is not None else ignore
+        return self.count
+
+
+def ignore(seconds: float, many: int, error: BaseException | None) -> None:
+    """Leave it to who counts the queries of this connection already."""
+
+
+class DatabaseInstrumentation:
+    """One execute wrapper for each connection.
+
+    ``record_leaf`` records a query below the current span, if there is one; ``leaf_source`` makes what the spans of one
+    database have in common from a function that describes a statement; ``instruments`` returns what keeps the metrics,
+    and is called with the first thing to count. Each may be None, where its signal is off.
+    """
+
+    def __init__(
         self,
-        scope: Scope | None,
-        connection: BaseDatabaseWrapper,
-        sql: Any,
-        statements: int,
-        started: int,
-        ended: int,
-        error: BaseException | None,
+        *,
+        record_leaf: Callable[..., None] | None = None,
+        leaf_source: Callable[..., Any] | None = None,
+        instruments: Callable[[], Any] | None = None,
     ) -> None:
-        """Note a query; times are those of ``time.perf_counter_ns()``, ``statements`` is 0 for a single one."""
-        if scope is not None:
-            scope.db_count += 1
-            scope.db_ns += ended - started
-        if self.current_span is not None and not getattr(connection, "_django_obs_traced", False):
-            span = self.current_span()
-            if span is not None:
-                # The wall clock is read once: set back in between, it could end a span before its start.
-                now = time_ns()
-                source = self.sources.get(connection.alias) or self.source(connection)
-                span.add_leaf(
-                    sql if type(sql) is str else text_of(sql, connection),
-                    now - ended + started,
-                    now,
-                    None if error is None else type(error).__name__,
-                    source=source,
-                )
-        if self.record_query is not None:
-            self.record_query(connection.alias, connection.vendor, (ended - started) * 1e-9, statements, error)
+        self.record_leaf = record_leaf
+        self.leaf_source = leaf_source
+        self.instruments = instruments
+        self.sources: dict[str, Any] = {}  # by alias
+        self.failed = False
+        self._kept: Any = None
+
+    def install(self) -> None:
+        """Wrap every connection that is or will be made in this process."""
+        from django.db import connections
+
+        connection_created.connect(self.connected, weak=False, dispatch_uid="django_obs")
+        for connection in connections.all(initialized_only=True):
+            self.wrap(connection)
+        if self.instruments is not None:
+            self._count_failed_connections()
+
+    def trace(self, record_leaf: Callable[..., None], leaf_source: Callable[..., Any]) -> None:
+        """Make a span of each query from now on."""
+        self.leaf_source = leaf_source
+        self.record_leaf = record_leaf
+
+    def kept(self) -> Any:
+        """Return what keeps the metrics."""
+        if self._kept is None:
+            assert self.instruments is not None
+            self._kept = self.instruments()
+        return self._kept
+
+    def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+        """Wrap a connection that was made just now."""
+        self.wrap(connection).traced_elsewhere = is_traced(connection)
+        scope = current.get()
+        if self.instruments is not None and (scope is None or not scope.excluded):
+            self._count_connection(connection, None)
+
+    def wrap(self, connection: BaseDatabaseWrapper) -> MeasuredConnection:
+        """Put a wrapper outermost, once: the signal comes again at each reconnect of the same connection object."""
+        for wrapper in connection.execute_wrappers:
+            measured = getattr(wrapper, "__self__", None)
+            if type(measured) is MeasuredConnection and measured.owner is self:
+                return measured
+        measured = MeasuredConnection(self, connection)
+        connection.execute_wrappers.insert(0, measured.execute)
+        return measured
+
+    def _count_connection(self, connection: BaseDatabaseWrapper, error: BaseException | None) -> None:
+        try:
+            self.kept().record_connection(connection.alias, connection.vendor, error)
+        except Exception:
+            self.swallow()
 
     def swallow(self) -> None:
         """Report a failure of ours once; the query goes on."""
@@ -201,10 +211,7 @@ class DatabaseInstrumentation:
             try:
                 connect(connection)
             except Exception as error:
-                try:
-                    self.record_connection(connection.alias, connection.vendor, error)  # type: ignore[misc]
-                except Exception:
-                    self.swallow()
+                self._count_connection(connection, error)
                 raise
 
         BaseDatabaseWrapper.connect = counted_connect  # type: ignore[assignment, method-assign]

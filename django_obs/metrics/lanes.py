@@ -39,6 +39,9 @@ MAP_FIXED = 0x10  # Linux and macOS agree
 # The second cell of a gauge: zero until the process has the gauge, then this, or the time when it was set.
 HAVE = 1.0
 
+# How often a metric was pointed at cells. Who keeps numbers of cells looks whether it is still the same.
+MOVES = [0]
+
 # The lanes that this process owns. Closing any descriptor of such a file would drop its lock.
 owned: dict[tuple[int, int], Lane] = {}
 

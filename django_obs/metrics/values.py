@@ -28,6 +28,7 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from .index import Definition, Request
+from .lanes import MOVES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -78,6 +79,7 @@ def bind(metric: Any, memory: memoryview[float], first: int, slot: int | None) -
         if kind == "gauge":
             cells = [cell_at(memory, first + 1)]
     # No thread switch between these: nothing is called.
+    MOVES[0] += 1
     metric._slot = slot
     metric._first = first
     metric._memory = memory

@@ -12,27 +12,24 @@ from .propagation import get_current, suppressed
 
 
 class ForeignLeaves:
-    """Stands in for the current span where instrumentation asks for one that takes leaves."""
+    """Records leaves as spans of a tracer of that provider."""
 
     def __init__(self, tracer: api.Tracer) -> None:
         self.tracer = tracer
 
-    def __call__(self) -> ForeignLeaves | None:
-        """Return itself if the current span records."""
-        context = get_current()
-        return self if api.get_current_span(context).is_recording() and not suppressed(context) else None
-
-    def add_leaf(
+    def __call__(
         self,
+        source: LeafSource,
         statement: Any,
         start_ns: int,
         end_ns: int,
         error: str | None = None,
-        *,
-        source: LeafSource,
         attributes: dict[str, Any] | None = None,
     ) -> None:
-        """Make a span of what has ended; times are nanoseconds since the epoch."""
+        """Make a span of what has ended, if the current span records; times are nanoseconds since the epoch."""
+        context = get_current()
+        if not api.get_current_span(context).is_recording() or suppressed(context):
+            return
         name, described = source.describe(statement)
         span = self.tracer.start_span(
             name, kind=SpanKind.CLIENT, attributes={**described, **(attributes or {})}, start_time=start_ns

@@ -17,7 +17,7 @@ from .exporter import BATCH_SPANS, DELAY, Exporter
 from .held import Held
 from .provider import Tracer, TracerProvider
 from .sampler import KeepRule, RatioSampler
-from .span import current_ids, recording_span
+from .span import current_ids, record_leaf, recording_span
 from .transport import Transport, open_transport
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class TracePipeline:
 
     current_ids = staticmethod(current_ids)
     current_span = staticmethod(recording_span)
+    record_leaf = staticmethod(record_leaf)
 
     def _open_transport(self) -> Transport:
         settings = self.settings

@@ -633,3 +633,25 @@ def recording_span() -> Span | None:
     if len(context) > 1 and suppressed(context):
         return None
     return span
+
+
+def record_leaf(
+    source: LeafSource,
+    statement: Any,
+    start_ns: int,
+    end_ns: int,
+    error: str | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """Record an ended child of the current span that has no children, as `Span.add_leaf` does, if a span takes it."""
+    context = get_current()
+    span = context.get(SPAN_KEY)
+    if type(span) is not Span or span.end_time is not None or (len(context) > 1 and suppressed(context)):
+        return
+    trace = span.trace
+    if trace.provider.processors:
+        _spell_out(span, source, statement, start_ns, end_ns, error, attributes)
+        return
+    trace.append((source, statement, span.span_id, start_ns, end_ns, error, attributes))
+    if len(trace) > trace.limit:
+        trace.spill()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from django_obs.metrics.instruments import (
     TALLIES,
     CacheInstruments,
     DatabaseInstruments,
-    PlainRequestTally,
+    LaneTally,
     RequestInstruments,
     RequestTally,
 )
@@ -233,9 +234,11 @@ def test_namespace_prefixes_the_names_of_django_prometheus_alone() -> None:
 def test_query_is_counted_with_its_error() -> None:
     registry = CollectorRegistry()
     database = DatabaseInstruments(Catalogue(latency_buckets=BUCKETS, registry=registry))
-    database.record_query("default", "sqlite", 0.5, 0, None)
-    database.record_query("default", "sqlite", 0.5, True, None)
-    database.record_query("default", "sqlite", 0.5, 7, ValueError())
+    tally = database.tally("default", "sqlite")
+    assert tally is not None
+    tally.add(0.5)
+    tally.add(0.5, True)
+    tally.add(0.5, 7, ValueError())
     database.record_connection("default", "sqlite", None)
     database.record_connection("default", "sqlite", OSError())
     labels = {"alias": "default", "vendor": "sqlite"}
@@ -271,7 +274,7 @@ def test_metric_that_cannot_be_made_fails_nobody(caplog: pytest.LogCaptureFixtur
         raise RuntimeError("no room")
 
     catalogue = Catalogue(latency_buckets=BUCKETS, registry=CollectorRegistry(), prepare=broken)
-    DatabaseInstruments(catalogue).record_query("default", "sqlite", 0.1, 0, None)
+    DatabaseInstruments(catalogue).record_connection("default", "sqlite", None)
     CacheInstruments(catalogue, counts_itself=lambda alias: 1 / 0).record_cache(  # type: ignore[arg-type, return-value]
         "default", "locmem", "get", 0, 0, 0.1, None
     )
@@ -288,7 +291,8 @@ from django_obs.metrics.instruments import RequestInstruments
 registry = CollectorRegistry()
 instruments = RequestInstruments(Catalogue(latency_buckets=(0.1, 1.0, 10.0), registry=registry))
 request = New(META={"SERVER_PROTOCOL": "HTTP/1.1", "CONTENT_LENGTH": "100"})
-response = New(headers={"Content-Type": "text/html; charset=utf-8"}, charset="utf-8", streaming=False)
+stored = {"content-type": ("Content-Type", "text/html; charset=utf-8")}
+response = New(headers=New(_store=stored), charset="utf-8", streaming=False)
 for status in (200, 200, 404):
     scope = New(request=request, method="GET", name="cart", route="/cart/", status=status, started=0, ended=10**9,
                 error=None, exception=None, size=5, sampled=False, queue_ns=None, scheme="http")
@@ -309,13 +313,13 @@ assert "django" not in sys.modules
     )
     assert done.returncode == 0, done.stderr
     kind, *plain = done.stdout.splitlines()
-    assert kind == PlainRequestTally.__name__
+    assert kind == RequestTally.__name__
 
     recorder = Recorder()
     for status in (200, 200, 404):
         scope, request = recorder.begin(CONTENT_LENGTH="100")
         recorder.end(scope, request, HttpResponse("hello", status=status), seconds=1)
-    assert type(next(iter(recorder.instruments._tallies.values()))) is RequestTally
+    assert type(next(iter(recorder.instruments._tallies.values()))) is LaneTally
     in_lanes = [
         f"{sample.name} {sorted(sample.labels.items())} {sample.value}"
         for family in recorder.registry.collect()
@@ -323,3 +327,68 @@ assert "django" not in sys.modules
         if not sample.name.endswith("_created")
     ]
     assert in_lanes == plain
+
+
+def test_tallies_follow_their_cells(run_apart: Callable[[str], str]) -> None:
+    """Requests and queries are counted through a store that fails, a directory that is cleaned, and a fork."""
+    run_apart("""
+        from types import SimpleNamespace as New
+        from django_obs.metrics.catalogue import Catalogue
+        from django_obs.metrics.instruments import DatabaseInstruments, RequestInstruments
+
+        directory.parent.joinpath("metrics").write_text("a file is in the way")
+        adoption.install(store)
+        catalogue = Catalogue(latency_buckets=(0.1, 1.0))
+        requests, database = RequestInstruments(catalogue), DatabaseInstruments(catalogue)
+        request = New(META={"SERVER_PROTOCOL": "HTTP/1.1", "CONTENT_LENGTH": "100"})
+        stored = {"content-type": ("Content-Type", "text/html; charset=utf-8")}
+        response = New(headers=New(_store=stored), charset="utf-8", streaming=False)
+
+        def work():
+            scope = New(request=request, method="GET", name="cart", route="/cart/", status=200, started=0, size=5,
+                        ended=10**9 // 2, error=None, exception=None, sampled=False, queue_ns=None, scheme="http")
+            requests.request_started(scope)
+            requests.request_finished(scope, request, response)
+            database.tally("default", "sqlite").add(0.5)
+
+        def counted():
+            said = samples()
+            said = {(name, dict(labels).get("le")): value for (name, labels), value in said.items()}
+            got = {
+                said[name, le]
+                for name, le in (
+                    ("django_http_requests_before_middlewares_total", None),
+                    ("django_http_responses_total_by_charset_total", None),
+                    ("django_http_requests_total_by_view_transport_method_total", None),
+                    ("django_http_responses_total_by_status_view_method_total", None),
+                    ("django_http_requests_latency_seconds_by_view_method_bucket", "1.0"),
+                    ("http_server_request_duration_seconds_count", None),
+                    ("django_http_requests_body_total_bytes_bucket", "128.0"),
+                    ("django_http_responses_body_total_bytes_bucket", "8.0"),
+                    ("django_db_execute_total", None),
+                    ("django_db_query_duration_seconds_count", None),
+                )
+            }
+            total, = got
+            assert said["http_server_request_duration_seconds_sum", None] == total / 2
+            assert said["django_http_requests_body_total_bytes_sum", None] == total * 100
+            assert said["django_db_query_duration_seconds_sum", None] == total / 2
+            assert said["http_server_active_requests", None] == 0
+            return total
+
+        work()
+        work()
+        os.unlink(directory)
+        store.tend()
+        work()
+        assert counted() == 3
+        shutil.rmtree(directory)
+        work()
+        store.tend()
+        work()
+        assert counted() == 1  # as after a restart
+        in_child(work)
+        assert counted() == 2
+        work()
+        assert counted() == 3
+    """)
