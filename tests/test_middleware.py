@@ -16,9 +16,10 @@ from opentelemetry import propagate, trace
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from django_obs.context import current
+from django_obs.lifecycle import guard
 from django_obs.middleware import waited_ns
 from django_obs.semconv import loaded_user_id
-from django_obs.testing import CapturedSpan, capture_logs, capture_spans, sample_value
+from django_obs.testing import CapturedSpan, _Sink, capture_logs, capture_spans, sample_value
 
 pytestmark = pytest.mark.django_db
 
@@ -101,6 +102,50 @@ def test_server_span_follows_the_stable_conventions() -> None:
     }
     assert expected.items() <= span.attributes.items()
     assert span.status == "unset"
+
+
+@pytest.mark.parametrize("query", ["", "look", "set", "look&set"])
+def test_attributes_are_the_same_whoever_looks_at_them_and_when(query: str) -> None:
+    response, seen = get(f"/describe/?{query}", **{"User-Agent": "curl/8"})
+
+    attributes = seen.server.attributes
+    path = "/mine/" if "set" in query else "/describe/"
+    assert attributes["url.path"] == path
+    assert attributes.get("shop.cart") == (7 if "set" in query else None)
+    # What became of the request is ours to say.
+    assert attributes["http.response.status_code"] == 200
+    assert attributes["http.route"] == "/describe/"
+    assert attributes["user_agent.original"] == "curl/8"
+    if "look" in query:
+        looked = response.json()
+        assert looked["url.path"] == "/describe/"
+        assert {name: attributes[name] for name in looked if name != "url.path"} == {
+            name: value for name, value in looked.items() if name != "url.path"
+        }
+
+
+def test_span_of_a_request_waits_with_all_that_is_to_be_said_of_it() -> None:
+    """As in a server, where the worker puts the attributes together and encodes them."""
+    _, at_once = get("/queries/", **{"User-Agent": "curl/8"})
+    provider: Any = trace.get_tracer_provider()
+    held = provider.held
+    guard.worker.ensure()
+    seen: list[CapturedSpan] = []
+    before = provider.sink, held.sink
+    provider.sink = held.sink = _Sink(seen)
+    try:
+        Client(headers={"User-Agent": "curl/8"}).get("/queries/")
+        guard.worker.flush(60)
+    finally:
+        provider.sink, held.sink = before
+
+    def said(spans: list[CapturedSpan]) -> list[Any]:
+        return [
+            (span.name, {**span.attributes, "django_obs.db.duration": 0, "http.response.body.size": 0})
+            for span in spans
+        ]
+
+    assert said(seen) == said(at_once.spans)
 
 
 def test_queries_and_cache_calls_are_children_in_order() -> None:

@@ -12,6 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
 from django.urls import path, re_path
+from opentelemetry import trace
 
 from django_obs import bind
 
@@ -35,6 +36,17 @@ def queries(request: HttpRequest) -> HttpResponse:
     cache.set("there", 1)
     cache.get("there")
     return JsonResponse({"count": count})
+
+
+def describe(request: HttpRequest) -> HttpResponse:
+    """Look at the span of the request, and say more of it, as far as the query asks for it."""
+    span = trace.get_current_span()
+    seen = {}
+    if "look" in request.GET:
+        seen = dict(span.attributes)  # type: ignore[attr-defined]
+    if "set" in request.GET:
+        span.set_attributes({"shop.cart": 7, "url.path": "/mine/", "http.response.status_code": 299})
+    return JsonResponse(seen)
 
 
 def as_user(request: HttpRequest) -> HttpResponse:
@@ -104,6 +116,7 @@ urlpatterns = [
     path("items/<int:pk>/", item, name="item"),
     re_path(r"^old/(\d+)/$", index, name="old"),
     path("queries/", queries),
+    path("describe/", describe),
     path("as-user/", as_user),
     path("fail/", fail),
     path("forbid/", forbid),

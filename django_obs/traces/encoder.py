@@ -264,7 +264,7 @@ def encode_span(span: Span, trace_id: bytes, limits: SpanLimits) -> bytes:
         append(_pack_times(0x39, span.start_time, 0x41, span.end_time))
     except struct.error:
         append(_pack_times(0x39, _time(span.start_time), 0x41, _time(span.end_time)))
-    attributes = span.recorded_attributes
+    attributes = span.all_attributes()
     extras = span.extras
     dropped = 0
     if limits.span_value_length is None and (limits.attributes is None or len(attributes) <= limits.attributes):

@@ -18,7 +18,7 @@ from .span import Span
 def readable(span: Span) -> ReadableSpan:
     """Return a snapshot of the span as a ReadableSpan, attributes checked and cut to the limits."""
     limits = span.tracer.provider.limits
-    attributes = BoundedAttributes(limits.attributes, span.recorded_attributes, True, limits.span_value_length)
+    attributes = BoundedAttributes(limits.attributes, span.all_attributes(), True, limits.span_value_length)
     attributes.dropped += span.dropped_attributes
     events: BoundedList[Any] = BoundedList.from_seq(
         limits.events, [Event(event.name, event.attributes, event.timestamp) for event in span.events]

@@ -54,41 +54,73 @@ class RequestTracing:
             scope.activation = suppress()
             return
         get = meta.get
-        protocol = get("SERVER_PROTOCOL")
         method = scope.method
-        key = (method, scope.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol)
-        attributes = (self._endpoints.get(key) or self._endpoint(key)).copy()
-        attributes["url.path"] = scope.path
-        query = get("QUERY_STRING")
-        if query:
-            attributes["url.query"] = redacted_query(query, self.redact)
-        peer = get("REMOTE_ADDR")
-        if peer:
-            attributes["client.address"] = peer
-        agent = get("HTTP_USER_AGENT")
-        if agent:
-            attributes["user_agent.original"] = agent
-        if protocol is None:
-            asgi = getattr(request, "scope", None)
-            if asgi is not None:
-                attributes["network.protocol.version"] = asgi.get("http_version", "1.1")
-        if method not in METHODS:
-            method = "HTTP"
+        protocol = get("SERVER_PROTOCOL")
+        asgi = getattr(request, "scope", None) if protocol is None else None
+        # What the attributes follow from. They are put together when somebody looks: the worker, most often.
+        words = (
+            (method, scope.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol),
+            scope.path,
+            get("QUERY_STRING"),
+            scope.client,
+            get("HTTP_USER_AGENT"),
+            None if asgi is None else asgi.get("http_version", "1.1"),
+        )
+        name = method if method in METHODS else "HTTP"
         now = time_ns() - (perf_counter_ns() - scope.started)
         tracer = self.tracer
         if chosen is not None:
-            attributes.update(chosen.of_request(request))
             tracer = chosen.tracer or tracer
         if type(tracer) is Tracer:
-            span = scope.span = tracer.start_request(method, meta, attributes, now)
+            if chosen is None and not tracer.provider.processors:
+                span = scope.span = tracer.start_request(name, meta, {}, now)
+                if type(span) is Span:
+                    span.late = (self.opened, *words)
+            else:
+                attributes = self.opened(*words)
+                if chosen is not None:
+                    attributes.update(chosen.of_request(request))
+                span = scope.span = tracer.start_request(name, meta, attributes, now)
             scope.activation = span.activate()
             ids = scope.ids = span.ids()
             scope.trace_id = ids[0]
             scope.sampled = type(span) is Span and span.trace.flags & 1 == 1
         else:
-            self._open_foreign(tracer, scope, method, meta, attributes, now)
+            attributes = self.opened(*words)
+            if chosen is not None:
+                attributes.update(chosen.of_request(request))
+            self._open_foreign(tracer, scope, name, meta, attributes, now)
         if chosen is not None and chosen.request_hook is not None:
             call(chosen.request_hook, scope.span, request)
+
+    def opened(
+        self, endpoint: Endpoint, path: str, query: str | None, peer: str | None, agent: str | None, version: str | None
+    ) -> dict[str, Any]:
+        """Return the attributes of a request that has come in."""
+        attributes = (self._endpoints.get(endpoint) or self._endpoint(endpoint)).copy()
+        attributes["url.path"] = path
+        if query:
+            attributes["url.query"] = redacted_query(query, self.redact)
+        if peer:
+            attributes["client.address"] = peer
+        if agent:
+            attributes["user_agent.original"] = agent
+        if version is not None:
+            attributes["network.protocol.version"] = version
+        return attributes
+
+    def closed(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        query: str | None,
+        peer: str | None,
+        agent: str | None,
+        version: str | None,
+        *outcome: Any,
+    ) -> dict[str, Any]:
+        """Return the attributes of a request that is over; the outcome is what `outcome_of` takes."""
+        return self.opened(endpoint, path, query, peer, agent, version) | outcome_of(*outcome)
 
     def _endpoint(self, key: Endpoint) -> dict[str, Any]:
         """Return the attributes that follow from these words of a request, and remember them."""
@@ -162,12 +194,24 @@ class RequestTracing:
             return
         # Ours takes them without being asked one by one, and looks at its limits at the end.
         own = type(span) is Span and span.end_time is None
-        attributes: dict[str, Any] = span.recorded_attributes if own else {}
-        if response is not None:
-            attributes["http.response.status_code"] = scope.status
+        outcome = (
+            0 if response is None else scope.status,
+            scope.route,
+            scope.size,
+            scope.user_id,
+            scope.db_count,
+            scope.db_ns,
+        )
+        if own and span.late is not None and not span.recorded_attributes:
+            span.late = (self.closed, *span.late[1:], *outcome)
+            attributes: dict[str, Any] = span.recorded_attributes
+        elif own:
+            attributes = span.all_attributes()
+            attributes.update(outcome_of(*outcome))
+        else:
+            attributes = outcome_of(*outcome)
         route = scope.route
         if route is not None:
-            attributes["http.route"] = route
             method = scope.method if scope.method in METHODS else "HTTP"
             # A hook or a view may have found a better name.
             if own:
@@ -175,13 +219,6 @@ class RequestTracing:
                     span.name = self._names.get((method, route)) or self._name(method, route)
             elif getattr(span, "name", method) == method:
                 span.update_name(self._name(method, route))
-        if scope.size >= 0:
-            attributes["http.response.body.size"] = scope.size
-        if scope.user_id is not None:
-            attributes["user.id"] = scope.user_id
-        if scope.db_count:
-            attributes["django_obs.db.query_count"] = scope.db_count
-            attributes["django_obs.db.duration"] = scope.db_ns * 1e-9
         error = scope.error
         if error is not None or scope.status >= 500:
             attributes["error.type"] = str(scope.status) if error is None else type_name(error)
@@ -199,6 +236,25 @@ class RequestTracing:
             propagate_back(response)
         # As long as the access line says, whatever has become of the clock meanwhile.
         span.end(span.start_time + scope.ended - scope.started if own else None)
+
+
+def outcome_of(
+    status: int, route: str | None, size: int, user_id: str | None, queries: int, query_ns: int
+) -> dict[str, Any]:
+    """Return the attributes of what became of a request; status 0 and size -1 are unknown."""
+    attributes: dict[str, Any] = {}
+    if status:
+        attributes["http.response.status_code"] = status
+    if route is not None:
+        attributes["http.route"] = route
+    if size >= 0:
+        attributes["http.response.body.size"] = size
+    if user_id is not None:
+        attributes["user.id"] = user_id
+    if queries:
+        attributes["django_obs.db.query_count"] = queries
+        attributes["django_obs.db.duration"] = query_ns * 1e-9
+    return attributes
 
 
 def full_url(request: Any) -> str:

@@ -236,6 +236,7 @@ class Span(api.Span):
         "end_time",
         "extras",
         "kind_field",
+        "late",
         "name",
         "on_exception",
         "origin",
@@ -268,6 +269,8 @@ class Span(api.Span):
         self.name = name
         self.kind_field = kind_field
         self.recorded_attributes = attributes
+        # A function and its arguments, which gives attributes that are put together when somebody looks.
+        self.late: tuple[Any, ...] | None = None
         self.start_time = start_time
         self.end_time: int | None = None
         self.recorded_status: Status | None = None
@@ -351,6 +354,17 @@ class Span(api.Span):
     def is_recording(self) -> bool:
         """Tell whether the span has not ended."""
         return self.end_time is None
+
+    def all_attributes(self) -> dict[str, Any]:
+        """Return the attributes that were set, and those that are put together only now."""
+        attributes = self.recorded_attributes
+        late = self.late
+        if late is not None:
+            # In place, and nothing is set twice: somebody else may look as well, or set one.
+            for key, value in late[0](*late[1:]).items():
+                attributes.setdefault(key, value)
+            self.late = None
+        return attributes
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Set one attribute; what cannot be encoded as it is becomes text."""
@@ -470,7 +484,7 @@ class Span(api.Span):
         """Return the attributes as they are exported: checked, and cut to the limits."""
         limits = self.tracer.provider.limits
         return MappingProxyType(
-            BoundedAttributes(limits.attributes, self.recorded_attributes, True, limits.span_value_length)
+            BoundedAttributes(limits.attributes, self.all_attributes(), True, limits.span_value_length)
         )
 
     @property
