@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 from benchmarks.collector import free_port, wait_for_port
@@ -40,6 +41,11 @@ def gunicorn(bench: Bench, stack: Stack):
         )
     try:
         wait_for_port(port, process)
+        # A worker may have to compile before it answers at all.
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/trivial/")
+        connection.getresponse().read()
+        connection.close()
         yield port, process
     finally:
         process.terminate()
