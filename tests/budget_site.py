@@ -156,6 +156,7 @@ def main() -> None:
         if config.logs is not None:
             config.logs.listener.drain()
         if config.traces is not None:
+            config.traces.exporter.prepare()
             config.traces.exporter._queue.clear()
             config.traces.exporter.waiting = 0
 
@@ -177,8 +178,10 @@ def main() -> None:
         kept, files = sys.getallocatedblocks() - blocks, descriptors() - files
         with Count() as counted:
             serve(f"/{page}/", REQUESTS)
+            own = round(counted.instructions.total() / REQUESTS, 1)
             deliver()
         result[page] = {
+            "own_instructions": own,
             "instructions": round(counted.instructions.total() / REQUESTS, 1),
             "calls": round(counted.calls.total() / REQUESTS, 1),
             "kept": kept / REQUESTS,

@@ -360,9 +360,11 @@ class Span(api.Span):
         attributes = self.recorded_attributes
         late = self.late
         if late is not None:
-            # In place, and nothing is set twice: somebody else may look as well, or set one.
-            for key, value in late[0](*late[1:]).items():
-                attributes.setdefault(key, value)
+            found = late[0](*late[1:])
+            # In place: somebody else may look as well, or set one. What was set stays.
+            if attributes:
+                found = {key: value for key, value in found.items() if key not in attributes}
+            attributes.update(found)
             self.late = None
         return attributes
 
