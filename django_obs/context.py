@@ -81,12 +81,35 @@ class Scope:
         self.error: BaseException | None = None  # what nobody handled
         self._stack: str | None = None
 
+    def told(self) -> Scope:
+        """Return a copy with what a line tells of it, and nothing that is the project's, such as what was bound."""
+        copy = Scope(self.kind, started=self.started)
+        for name in TOLD:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
     def stack(self) -> str:
         """Return the stack of what nobody handled. It is made once for all signals: that takes half a millisecond."""
         if self._stack is None:
             self._stack = stack_of(self.error, self.error.__traceback__) if self.error is not None else ""
         return self._stack
 
+
+# What an access line tells of a request, all of it text and numbers.
+TOLD = (
+    "client",
+    "ended",
+    "ids",
+    "method",
+    "path",
+    "queue_ns",
+    "request_id",
+    "route",
+    "size",
+    "status",
+    "trace_id",
+    "user_id",
+)
 
 current: ContextVar[Scope | None] = ContextVar("django_obs.scope", default=None)
 unscoped: ContextVar[dict[str, Any] | None] = ContextVar("django_obs.unscoped", default=None)

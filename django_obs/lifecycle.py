@@ -23,16 +23,14 @@ logger = logging.getLogger("django_obs")
 class Job:
     """A callable and the clock it runs by."""
 
-    __slots__ = ("due", "run", "seconds")
+    __slots__ = ("due", "early", "run", "seconds")
 
     def __init__(self, seconds: float, run: Callable[[], None]) -> None:
         self.seconds = seconds
         self.run = run
-        self.postpone(monotonic())
-
-    def postpone(self, now: float) -> None:
-        """Let the job be due at the next multiple of its seconds: those of several jobs wake the thread together."""
-        self.due = now - now % self.seconds + self.seconds
+        self.due = monotonic() + seconds
+        # Due so soon it runs along with another one: jobs of one period wake the thread together from then on.
+        self.early = min(seconds, 0.1) / 2
 
 
 class Worker:
@@ -126,7 +124,7 @@ class Worker:
         self._reset()
         now = monotonic()
         for job in self.jobs:
-            job.postpone(now)
+            job.due = now + job.seconds
 
     def _run(self) -> None:
         bell = self._bell
@@ -144,8 +142,8 @@ class Worker:
 
     def _run_jobs(self, now: float, *, everything: bool) -> None:
         for job in list(self.jobs):
-            if everything or job.due <= now:
-                job.postpone(now)
+            if everything or job.due - job.early <= now:
+                job.due = now + job.seconds
                 try:
                     job.run()
                 except Exception:

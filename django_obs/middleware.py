@@ -125,7 +125,6 @@ class ObservabilityMiddleware:
             meta = request.META
             scope.request = request
             scope.method = request.method or ""
-            scope.client = meta.get("REMOTE_ADDR")
             scope.path = path = request.path
             scope.scheme = (request._get_scheme() if self.plain_scheme else request.scheme) or ""  # type: ignore[attr-defined]
             if self.is_excluded(path):
@@ -200,6 +199,8 @@ class ObservabilityMiddleware:
                 if size < 0 and not response.streaming:
                     size = len(cast("Any", response).content)
             scope.size = size
+            # Not before: a middleware of the project may have found out who it is behind a proxy.
+            scope.client = request.META.get("REMOTE_ADDR")
             match = request.resolver_match
             if match is not None:
                 scope.name = match.view_name or ""

@@ -292,3 +292,13 @@ except KeyboardInterrupt:
 
     assert done.stdout == ""
     assert done.returncode == returncode
+
+
+def test_jobs_that_are_due_together_wake_the_thread_once() -> None:
+    worker, ran = Worker("of a test"), []
+    for name, due in (("one", 10.0), ("soon", 10.04), ("later", 10.2)):
+        worker.every(0.1, lambda name=name: ran.append(name))  # type: ignore[misc]
+        worker.jobs[-1].due = due
+    worker._run_jobs(10.0, everything=False)
+    assert ran == ["one", "soon"]
+    assert [job.due for job in worker.jobs] == [10.1, 10.1, 10.2]

@@ -124,6 +124,27 @@ def test_attributes_are_the_same_whoever_looks_at_them_and_when(query: str) -> N
         }
 
 
+def test_client_that_the_project_has_found_out_is_on_the_line() -> None:
+    _, seen = get("/describe/?proxy")
+
+    assert seen.access["client"] == "203.0.113.7"
+    assert seen.server.attributes["client.address"] == "127.0.0.1"
+
+
+def test_sampler_of_somebody_else_sees_what_is_known_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Sampler:
+        def sampled(self, parent: Any, trace_id: int, name: str, attributes: dict[str, Any]) -> bool:
+            seen.append(dict(attributes))
+            return True
+
+    monkeypatch.setattr(trace.get_tracer_provider(), "sampler", Sampler())
+    get("/items/7/")
+
+    assert seen[0]["url.path"] == "/items/7/"
+
+
 def test_span_of_a_request_waits_with_all_that_is_to_be_said_of_it() -> None:
     """As in a server, where the worker puts the attributes together and encodes them."""
     _, at_once = get("/queries/", **{"User-Agent": "curl/8"})

@@ -46,6 +46,9 @@ def describe(request: HttpRequest) -> HttpResponse:
         seen = dict(span.attributes)  # type: ignore[attr-defined]
     if "set" in request.GET:
         span.set_attributes({"shop.cart": 7, "url.path": "/mine/", "http.response.status_code": 299})
+    if "proxy" in request.GET:
+        # As a middleware does that knows the proxies in front of it.
+        request.META["REMOTE_ADDR"] = "203.0.113.7"
     return JsonResponse(seen)
 
 

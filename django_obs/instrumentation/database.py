@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns, time_ns
 from typing import Any
 
@@ -77,7 +78,7 @@ class MeasuredConnection:
                     now = time_ns()
                     owner.record_leaf(
                         self.source or self._source(context["connection"]),
-                        sql if type(sql) is str else text_of(sql, context["connection"]),
+                        sql if type(sql) is str else partial(text_of, sql, context["connection"]),
                         now - took,
                         now,
                         None if error is None else type(error).__name__,
@@ -90,7 +91,8 @@ class MeasuredConnection:
                 owner.swallow()
 
     def _source(self, connection: BaseDatabaseWrapper) -> Any:
-        self.source = source = self.owner.source(connection)
+        # One for all connections of a database, which a server may make by the thread.
+        self.source = source = self.owner.sources.get(self.alias) or self.owner.source(connection)
         return source
 
     def _first(self) -> Callable[..., None]:
@@ -158,7 +160,7 @@ class DatabaseInstrumentation:
         """Put a wrapper outermost, once: the signal comes again at each reconnect of the same connection object."""
         for wrapper in connection.execute_wrappers:
             measured = getattr(wrapper, "__self__", None)
-            if type(measured) is MeasuredConnection and measured.owner is self:
+            if type(measured) is MeasuredConnection and (measured.owner, measured.alias) == (self, connection.alias):
                 return measured
         measured = MeasuredConnection(self, connection)
         connection.execute_wrappers.insert(0, measured.execute)

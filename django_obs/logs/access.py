@@ -53,7 +53,7 @@ class AccessLog:
             stamp: AccessStamp = (
                 time(),
                 level,
-                scope,
+                scope.told() if bound else scope,
                 scope.db_count,
                 scope.db_ns,
                 scope.cache_hits,

@@ -38,7 +38,7 @@ EXEMPLAR_INTERVAL = 1_000_000_000
 
 
 class RequestTally:
-    """The series that a finished request with certain labels adds to, over lanes."""
+    """The series that a finished request with certain labels adds to."""
 
     __slots__ = (
         "bounds",
@@ -99,26 +99,25 @@ class LaneTally(RequestTally):
     displaced from the cache; as a number, half a line.
     """
 
-    __slots__ = ("cells", "memory", "moves")
+    __slots__ = ("placed",)
 
     def __init__(self, counters: list[Any], latencies: list[Any], duration: Any, *bodies: Any) -> None:
         super().__init__(counters, latencies, duration, *bodies)
-        self.moves = -1
+        # One value, as another thread may look the cells up as well: how often metrics have moved, the lane, the cells.
+        self.placed: tuple[Any, ...] = (-1,)
 
-    def place(self) -> bool:
-        """Look up where the cells are now; False if they are not all in one lane."""
+    def place(self) -> tuple[Any, ...] | None:
+        """Look up where the cells are now; None if they are not all in one lane."""
         moves = MOVES[0]
         histograms = (*self.latencies, self.duration, self.request_body, self.response_body)
         metrics = (*self.counters, *histograms)
         memory = _lane_of(metrics)
         if memory is None:
-            return False
-        self.memory = memory
+            return None
         # The sum of a histogram comes after its buckets.
         sums = (histogram._first + len(histogram._upper_bounds) for histogram in histograms)
-        self.cells = (*(metric._first for metric in metrics), *sums)
-        self.moves = moves
-        return True
+        self.placed = placed = (moves, memory, *(metric._first for metric in metrics), *sums)
+        return placed
 
     def add(self, seconds: float, bucket: int, received: int, sent: int) -> None:
         """Count a request of so many seconds, which fall into this bucket of the duration, and bytes."""
@@ -132,15 +131,35 @@ class LaneTally(RequestTally):
         if sent < 0:
             super().add(seconds, bucket, received, sent)
             return
-        while self.moves != MOVES[0]:
-            if not self.place():
+        placed = self.placed
+        while placed[0] != MOVES[0]:
+            found = self.place()
+            if found is None:
                 super().add(seconds, bucket, received, sent)
                 return
+            placed = found
         # From here on nothing is called and nothing jumps back: no other thread comes in between, and moves a metric.
-        memory = self.memory
-        a, b, c, d, e, f, g, first, view_first, duration, body, answer, total, view_total, lasted, got, gave = (
-            self.cells
-        )
+        (
+            _,
+            memory,
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            first,
+            view_first,
+            duration,
+            body,
+            answer,
+            total,
+            view_total,
+            lasted,
+            got,
+            gave,
+        ) = placed
         memory[a] += 1.0
         memory[b] += 1.0
         memory[c] += 1.0
@@ -406,19 +425,7 @@ class DatabaseInstruments:
 class QueryTally:
     """The series of the queries of one database, and the numbers of their cells."""
 
-    __slots__ = (
-        "alias",
-        "bounds",
-        "collector",
-        "count",
-        "duration",
-        "execute",
-        "first",
-        "memory",
-        "moves",
-        "total",
-        "vendor",
-    )
+    __slots__ = ("alias", "bounds", "collector", "duration", "execute", "placed", "vendor")
 
     def __init__(self, collector: Callable[[Any], Any], alias: str, vendor: str) -> None:
         self.collector = collector
@@ -427,20 +434,17 @@ class QueryTally:
         self.execute = collector(declared.DATABASE_EXECUTE).labels(alias, vendor)
         self.duration = collector(declared.DATABASE_DURATION).labels(alias, vendor)
         self.bounds = _bounds(self.duration)
-        self.moves = -1
+        self.placed: tuple[Any, ...] = (-1,)
 
-    def place(self) -> bool:
-        """Look up where the cells are now; False if they are not in one lane."""
+    def place(self) -> tuple[Any, ...] | None:
+        """Look up where the cells are now; None if they are not in one lane."""
         moves = MOVES[0]
         memory = _lane_of((self.execute, self.duration))
         if memory is None:
-            return False
-        self.memory = memory
-        self.first = self.duration._first
-        self.total = self.first + len(self.bounds)
-        self.count = self.execute._first
-        self.moves = moves
-        return True
+            return None
+        first = self.duration._first
+        self.placed = placed = (moves, memory, first, first + len(self.bounds), self.execute._first)
+        return placed
 
     def add(self, seconds: float, many: int = 0, error: BaseException | None = None) -> None:
         """Count a query. ``many``: the number of parameter sets of an ``executemany()``, else 0 or False."""
@@ -448,15 +452,18 @@ class QueryTally:
             self._add_unusual(seconds, many, error)
             return
         bucket = bisect_left(self.bounds, seconds)
-        while self.moves != MOVES[0]:
-            if not self.place():
+        placed = self.placed
+        while placed[0] != MOVES[0]:
+            found = self.place()
+            if found is None:
                 self._add_unusual(seconds, many, error)
                 return
+            placed = found
         # As in LaneTally.add().
-        memory = self.memory
-        memory[self.first + bucket] += 1.0
-        memory[self.total] += seconds
-        memory[self.count] += 1.0
+        _, memory, first, total, count = placed
+        memory[first + bucket] += 1.0
+        memory[total] += seconds
+        memory[count] += 1.0
 
     def _add_unusual(self, seconds: float, many: int, error: BaseException | None) -> None:
         self.duration.observe(seconds)

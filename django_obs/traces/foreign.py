@@ -30,7 +30,7 @@ class ForeignLeaves:
         context = get_current()
         if not api.get_current_span(context).is_recording() or suppressed(context):
             return
-        name, described = source.describe(statement)
+        name, described = source.describe(statement if type(statement) is str else statement())
         span = self.tracer.start_span(
             name, kind=SpanKind.CLIENT, attributes={**described, **(attributes or {})}, start_time=start_ns
         )

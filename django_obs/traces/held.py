@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # Seconds between two rounds, those of the listener's.
 INTERVAL = 0.1
-# Traces that may wait: whoever ends one more encodes it, as when there is no worker.
+# Traces that may wait: whoever ends one more encodes it, as when there is no worker. And spans that one of them may
+# have: what has more is a row by itself, and all together are as many as the queue behind takes by default.
 LIMIT = 256
+SPANS = 32
 # Traces encoded between two moments at which other threads surely get the interpreter: a third of a millisecond.
 BATCH = 32
 
@@ -48,7 +50,7 @@ class Held:
     def put(self, sink: Sink, trace: LocalTrace, items: Sequence[Span | Leaf]) -> bool:
         """Take spans of a trace; False if nobody would encode them soon, or another sink wants them."""
         traces = self._traces
-        if len(traces) >= LIMIT or not self.worker.running or sink is not self.sink:
+        if len(traces) >= LIMIT or len(items) > SPANS or not self.worker.running or sink is not self.sink:
             return False
         traces.append((trace, items))
         return True

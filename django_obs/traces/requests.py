@@ -19,6 +19,7 @@ from django_obs.semconv import METHODS, OTHER_METHOD
 from . import options
 from .propagation import attach, detach, extract, get_current, load_propagators, suppress
 from .provider import Tracer
+from .sampler import RatioSampler
 from .span import STACK, Span, UnrecordedSpan, report_once
 
 ERROR = Status(StatusCode.ERROR)
@@ -62,7 +63,7 @@ class RequestTracing:
             (method, scope.scheme, get("HTTP_HOST"), get("SERVER_NAME"), get("SERVER_PORT"), protocol),
             scope.path,
             get("QUERY_STRING"),
-            scope.client,
+            get("REMOTE_ADDR"),
             get("HTTP_USER_AGENT"),
             None if asgi is None else asgi.get("http_version", "1.1"),
         )
@@ -72,7 +73,9 @@ class RequestTracing:
         if chosen is not None:
             tracer = chosen.tracer or tracer
         if type(tracer) is Tracer:
-            if chosen is None and not tracer.provider.processors:
+            provider = tracer.provider
+            # Whoever looks at spans as they start, or decides by their attributes, finds them all.
+            if chosen is None and not provider.processors and type(provider.sampler) is RatioSampler:
                 span = scope.span = tracer.start_request(name, meta, {}, now)
                 if type(span) is Span:
                     span.late = (self.opened, *words)
@@ -194,6 +197,8 @@ class RequestTracing:
             return
         # Ours takes them without being asked one by one, and looks at its limits at the end.
         own = type(span) is Span and span.end_time is None
+        error = scope.error
+        failed = error is not None or scope.status >= 500
         outcome = (
             0 if response is None else scope.status,
             scope.route,
@@ -201,6 +206,7 @@ class RequestTracing:
             scope.user_id,
             scope.db_count,
             scope.db_ns,
+            (str(scope.status) if error is None else type_name(error)) if failed else None,
         )
         if own and span.late is not None and not span.recorded_attributes:
             span.late = (self.closed, *span.late[1:], *outcome)
@@ -219,9 +225,7 @@ class RequestTracing:
                     span.name = self._names.get((method, route)) or self._name(method, route)
             elif getattr(span, "name", method) == method:
                 span.update_name(self._name(method, route))
-        error = scope.error
-        if error is not None or scope.status >= 500:
-            attributes["error.type"] = str(scope.status) if error is None else type_name(error)
+        if failed:
             span.set_status(ERROR)
             if error is not None and span.is_recording():
                 span.record_exception(error, {STACK: scope.stack()}, escaped=True)
@@ -239,7 +243,13 @@ class RequestTracing:
 
 
 def outcome_of(
-    status: int, route: str | None, size: int, user_id: str | None, queries: int, query_ns: int
+    status: int,
+    route: str | None,
+    size: int,
+    user_id: str | None,
+    queries: int,
+    query_ns: int,
+    error_type: str | None,
 ) -> dict[str, Any]:
     """Return the attributes of what became of a request; status 0 and size -1 are unknown."""
     attributes: dict[str, Any] = {}
@@ -254,6 +264,8 @@ def outcome_of(
     if queries:
         attributes["django_obs.db.query_count"] = queries
         attributes["django_obs.db.duration"] = query_ns * 1e-9
+    if error_type is not None:
+        attributes["error.type"] = error_type
     return attributes
 
 

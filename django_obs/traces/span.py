@@ -52,7 +52,16 @@ if hasattr(os, "register_at_fork"):
 # Types of values that nobody can change, and that no code of the project's has to be asked for.
 ATOMS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
+TEXT: Final = frozenset({str})
+# More attributes than are ever put together late.
+LATE: Final = 24
+
 _reported: set[str] = set()
+
+
+def is_plain(attributes: dict[Any, Any]) -> bool:
+    """Tell whether attributes are the same whenever they are looked at, in whichever thread."""
+    return ATOMS.issuperset(map(type, attributes.values())) and TEXT.issuperset(map(type, attributes))
 
 
 def report_once(message: str, *, exc_info: bool = False) -> None:
@@ -317,7 +326,8 @@ class Span(api.Span):
                 pass  # somebody has given a time that is none
         self.end_time = end_time
         trace = self.trace
-        if self.extras is not None or not ATOMS.issuperset(map(type, self.recorded_attributes.values())):
+        attributes = self.recorded_attributes
+        if self.extras is not None or type(self.name) is not str or (attributes and not is_plain(attributes)):
             trace.lasting = False
         if trace.provider.processors:
             trace.provider.on_end(self)
@@ -357,16 +367,13 @@ class Span(api.Span):
 
     def all_attributes(self) -> dict[str, Any]:
         """Return the attributes that were set, and those that are put together only now."""
-        attributes = self.recorded_attributes
         late = self.late
         if late is not None:
-            found = late[0](*late[1:])
-            # In place: somebody else may look as well, or set one. What was set stays.
-            if attributes:
-                found = {key: value for key, value in found.items() if key not in attributes}
-            attributes.update(found)
-            self.late = None
-        return attributes
+            # Before what was set, which is newer and stays. Another thread may look as well, or end the request.
+            self.recorded_attributes = {**late[0](*late[1:]), **self.recorded_attributes}
+            if self.late is late:
+                self.late = None
+        return self.recorded_attributes
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Set one attribute; what cannot be encoded as it is becomes text."""
@@ -376,7 +383,7 @@ class Span(api.Span):
         attributes = self.recorded_attributes
         attributes[key] = value
         limit = self.tracer.provider.limits.attributes
-        if limit is not None and len(attributes) > limit:
+        if limit is not None and len(attributes) + LATE > limit:
             self._shed(limit)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
@@ -386,13 +393,15 @@ class Span(api.Span):
             return
         self.recorded_attributes.update(attributes)
         limit = self.tracer.provider.limits.attributes
-        if limit is not None and len(self.recorded_attributes) > limit:
+        if limit is not None and len(self.recorded_attributes) + LATE > limit:
             self._shed(limit)
 
     def _shed(self, limit: int) -> None:
         # The oldest go, as in the reference implementation.
-        attributes = self.recorded_attributes
+        attributes = self.all_attributes()
         surplus = len(attributes) - limit
+        if surplus <= 0:
+            return
         for key in list(attributes)[:surplus]:
             del attributes[key]
         self._more().dropped_attributes += surplus
@@ -659,11 +668,16 @@ def record_leaf(
     error: str | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> None:
-    """Record an ended child of the current span that has no children, as `Span.add_leaf` does, if a span takes it."""
+    """Record an ended child of the current span that has no children, as `Span.add_leaf` does, if a span takes it.
+
+    A statement that is no text is called for its text.
+    """
     context = get_current()
     span = context.get(SPAN_KEY)
     if type(span) is not Span or span.end_time is not None or (len(context) > 1 and suppressed(context)):
         return
+    if type(statement) is not str:
+        statement = statement()
     trace = span.trace
     if trace.provider.processors:
         _spell_out(span, source, statement, start_ns, end_ns, error, attributes)

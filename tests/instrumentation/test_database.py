@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -237,3 +238,48 @@ def test_driver_that_is_instrumented_makes_no_second_spans(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split(maxsplit=1) == ["2", f"['{instrumentor.partition(':')[0]}']\n"]
+
+
+def measured(wrapped: Any) -> Any:
+    """The wrapper of ours on a connection."""
+    return wrapped.execute_wrappers[0].__self__
+
+
+@pytest.mark.django_db
+def test_connections_of_one_database_share_what_their_spans_have_in_common() -> None:
+    connection.ensure_connection()
+    owner, other = measured(connection).owner, connection.copy()
+    second = owner.wrap(other)
+    assert second is not measured(connection)
+    assert owner.wrap(other) is second
+    assert second._source(other) is measured(connection)._source(connection)
+
+
+@pytest.mark.django_db
+def test_wrappers_that_connections_share_are_told_apart() -> None:
+    connection.ensure_connection()
+    other = connection.copy("replica")
+    other.execute_wrappers = connection.execute_wrappers[:]
+    found = measured(connection).owner.wrap(other)
+    assert (found.alias, measured(connection).alias) == ("replica", "default")
+
+
+@pytest.mark.django_db
+def test_statement_is_made_text_of_for_a_span_alone() -> None:
+    connection.ensure_connection()
+    asked: list[str] = []
+
+    class Composed:
+        def as_string(self, connection: Any) -> str:
+            asked.append(threading.current_thread().name)
+            return "SELECT 1 FROM shelf"
+
+    def query() -> None:
+        measured(connection).execute(lambda *_: None, Composed(), None, False, {"connection": connection})
+
+    query()
+    assert asked == []
+    with capture_spans() as spans, tracer.start_as_current_span("job"):
+        query()
+    assert asked == ["MainThread"]
+    assert [span.name for span in spans] == ["SELECT shelf", "job"]

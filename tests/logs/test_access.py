@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,6 +101,22 @@ def test_endless_path_is_cut(direct: bool, pipeline: Installed) -> None:
     (line,) = pipeline.lines()
     assert MAX_TEXT < len(line["path"]) < MAX_TEXT + 100
     assert MAX_TEXT < len(line["message"]) < MAX_TEXT + 100
+
+
+def test_what_was_bound_is_not_kept_until_the_line_is_written(pipeline: Installed) -> None:
+    class Cart:
+        def __str__(self) -> str:
+            return "cart 7"
+
+    made = pipeline()
+    assert made.access is not None
+    scope = request_scope(bound={"cart": Cart()}, client="::1", size=1)
+    kept = weakref.ref(scope.bound["cart"])
+    made.access.emit(scope)
+    del scope
+    assert kept() is None
+    (line,) = pipeline.lines()
+    assert (line["cart"], line["path"], line["client"]) == ("cart 7", "/cart/7/", "::1")
 
 
 def test_unknown_is_left_out(pipeline: Installed) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from django_obs.lifecycle import Worker
 from django_obs.traces import held as held_module
-from django_obs.traces.held import LIMIT, Held
+from django_obs.traces.held import LIMIT, SPANS, Held
 from tests.traces.support import ListSink, make_provider
 
 
@@ -54,7 +54,7 @@ def test_ended_trace_waits_and_is_encoded_by_the_worker(worker: Worker, monkeypa
     assert threads == ["encoder of a test"]
 
 
-@pytest.mark.parametrize("add", ["attribute", "of the child", "event", "sequence"])
+@pytest.mark.parametrize("add", ["attribute", "of the child", "event", "sequence", "name", "key"])
 def test_trace_that_somebody_may_still_change_is_encoded_at_once(
     add: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +65,10 @@ def test_trace_that_somebody_may_still_change_is_encoded_at_once(
             provider.get_tracer("t").start_span("child", attributes={"k": value}).end()
         elif add == "event":
             root.add_event("happened", {"k": value})
+        elif add == "name":
+            root.update_name(value)
+        elif add == "key":
+            root.set_attribute(value, 1)
         else:
             root.set_attribute("k", value)
     assert (len(sink.spans()), held.spans()) == (2 if add == "of the child" else 1, 0)
@@ -77,6 +81,14 @@ def test_whoever_ends_one_trace_too_many_encodes_it(worker: Worker, monkeypatch:
     assert (sink.names(), held.spans()) == ([str(LIMIT)], LIMIT)
     held.encode()
     assert sorted(sink.names(), key=int) == [str(number) for number in range(LIMIT + 1)]
+
+
+def test_trace_of_many_spans_is_a_row_by_itself(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, sink, held = provider_with(worker, monkeypatch)
+    with provider.get_tracer("t").start_as_current_span("root"):
+        for _ in range(SPANS):
+            provider.get_tracer("t").start_span("child").end()
+    assert (len(sink.spans()), held.spans()) == (SPANS + 1, 0)
 
 
 def test_nothing_waits_where_no_worker_runs() -> None:

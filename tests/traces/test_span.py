@@ -508,3 +508,37 @@ def test_span_does_not_end_before_its_start_when_the_clock_is_set_back() -> None
     provider.tracer("shop").start_span("root", start_time=later).end()
     (span,) = sink.spans()
     assert span.start_time_unix_nano == span.end_time_unix_nano == later
+
+
+def late(**attributes: Any) -> tuple[Any, ...]:
+    return ((lambda: dict(attributes)),)
+
+
+def test_late_attributes_are_the_oldest() -> None:
+    provider, sink = make_provider(limits=SpanLimits(attributes=4))
+    span: Any = provider.tracer("shop").start_request("root", {}, {})
+    span.late = late(first=1, second=2, third=3)
+    span.set_attribute("mine.0", 0)
+    span.set_attribute("mine.1", 1)
+    assert span.dropped_attributes == 1
+    span.set_attributes({"second": "mine"})
+    span.end()
+    (exported,) = sink.spans()
+    assert list(attributes(exported)) == ["second", "third", "mine.0", "mine.1"]
+    assert attributes(exported)["second"] == "mine"
+    assert exported.dropped_attributes_count == 1
+
+
+def test_late_attributes_that_change_while_somebody_looks_are_all_there() -> None:
+    provider, sink = make_provider()
+    span: Any = provider.tracer("shop").start_request("root", {}, {})
+
+    def opened() -> dict[str, Any]:
+        # The request comes to its end in another thread.
+        span.late = late(path="/", status=200)
+        return {"path": "/"}
+
+    span.late = (opened,)
+    assert dict(span.attributes) == {"path": "/"}
+    span.end()
+    assert attributes(sink.spans()[0]) == {"path": "/", "status": 200}
