@@ -13,8 +13,9 @@ import orjson
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.orjson import OrjsonFormatter, orjson_default
 
+from django_obs.context import Scope
 from django_obs.logs.console import ACCESS
-from django_obs.logs.entry import AccessStamp, Entry, Failure, Stamp, Stamper, access_message, is_access
+from django_obs.logs.entry import SCOPE, AccessStamp, Entry, Failure, Stamp, Stamper, access_message
 from django_obs.logs.redaction import Redaction
 from django_obs.logs.values import MAX_TEXT, Plainer, clean
 
@@ -86,7 +87,7 @@ class JSONFormatter(OrjsonFormatter):
 
     def stamped(self, stamp: Stamp) -> bytes:
         """Return the line of what was queued."""
-        if is_access(stamp) and self._knows_access:
+        if type(stamp[SCOPE]) is Scope and self._knows_access:
             try:
                 line = self._access_line(stamp)
             except (TypeError, ValueError):

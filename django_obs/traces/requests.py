@@ -120,10 +120,12 @@ class RequestTracing:
         peer: str | None,
         agent: str | None,
         version: str | None,
-        *outcome: Any,
+        outcome: tuple[Any, ...],
     ) -> dict[str, Any]:
-        """Return the attributes of a request that is over; the outcome is what `outcome_of` takes."""
-        return self.opened(endpoint, path, query, peer, agent, version) | outcome_of(*outcome)
+        """Return the attributes of a request that is over; the outcome is what `add_outcome` takes."""
+        attributes = self.opened(endpoint, path, query, peer, agent, version)
+        add_outcome(attributes, *outcome)
+        return attributes
 
     def _endpoint(self, key: Endpoint) -> dict[str, Any]:
         """Return the attributes that follow from these words of a request, and remember them."""
@@ -209,13 +211,14 @@ class RequestTracing:
             (str(scope.status) if error is None else type_name(error)) if failed else None,
         )
         if own and span.late is not None and not span.recorded_attributes:
-            span.late = (self.closed, *span.late[1:], *outcome)
+            span.late = (self.closed, *span.late[1:], outcome)
             attributes: dict[str, Any] = span.recorded_attributes
         elif own:
             attributes = span.all_attributes()
-            attributes.update(outcome_of(*outcome))
+            add_outcome(attributes, *outcome)
         else:
-            attributes = outcome_of(*outcome)
+            attributes = {}
+            add_outcome(attributes, *outcome)
         route = scope.route
         if route is not None:
             method = scope.method if scope.method in METHODS else "HTTP"
@@ -242,7 +245,8 @@ class RequestTracing:
         span.end(span.start_time + scope.ended - scope.started if own else None)
 
 
-def outcome_of(
+def add_outcome(
+    attributes: dict[str, Any],
     status: int,
     route: str | None,
     size: int,
@@ -250,9 +254,8 @@ def outcome_of(
     queries: int,
     query_ns: int,
     error_type: str | None,
-) -> dict[str, Any]:
-    """Return the attributes of what became of a request; status 0 and size -1 are unknown."""
-    attributes: dict[str, Any] = {}
+) -> None:
+    """Add what became of a request; status 0 and size -1 are unknown."""
     if status:
         attributes["http.response.status_code"] = status
     if route is not None:
@@ -266,7 +269,6 @@ def outcome_of(
         attributes["django_obs.db.duration"] = query_ns * 1e-9
     if error_type is not None:
         attributes["error.type"] = error_type
-    return attributes
 
 
 def full_url(request: Any) -> str:

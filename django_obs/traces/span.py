@@ -369,8 +369,11 @@ class Span(api.Span):
         """Return the attributes that were set, and those that are put together only now."""
         late = self.late
         if late is not None:
-            # Before what was set, which is newer and stays. Another thread may look as well, or end the request.
-            self.recorded_attributes = {**late[0](*late[1:]), **self.recorded_attributes}
+            attributes: dict[str, Any] = late[0](*late[1:])
+            # What was set is newer, and stays. Another thread may look as well, or end the request.
+            if self.recorded_attributes:
+                attributes.update(self.recorded_attributes)
+            self.recorded_attributes = attributes
             if self.late is late:
                 self.late = None
         return self.recorded_attributes
