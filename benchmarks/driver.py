@@ -1,8 +1,9 @@
 """The process that is measured: serves a page some hundred times without a socket, and says what that took.
 
 It reads commands from stdin, one a line: ``PAGE COUNT`` serves a page so many times, delivers what the stack has
-queued, and answers with a line of JSON; with ``!`` before the page nothing is measured; ``?`` asks how many requests
-the metrics have. Stdout is the log's; answers go to the descriptor that ``BENCH_ANSWERS`` names.
+queued, and answers with a line of JSON. With ``!`` before the page nothing is measured, with ``+`` nothing is
+delivered; ``?`` asks how many requests the metrics have. Stdout is the log's; answers go to the descriptor that
+``BENCH_ANSWERS`` names.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def main() -> None:
             print(json.dumps({"samples": samples()}), file=answers, flush=True)
             continue
         measured = not page.startswith("!")
-        path = f"/{page.lstrip('!')}/"
+        path = f"/{page.lstrip('!+')}/"
         gc.collect()
         if callgrind and measured:
             # It is chance which window a collection falls into, and a page takes one every second or third time. So
@@ -162,7 +163,8 @@ def main() -> None:
             callgrind.start()
         wall, cpu = time.perf_counter(), time.process_time()
         status = server.serve(path, int(count))
-        flush()
+        if not page.startswith("+"):
+            flush()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         if callgrind and measured:
             gc.collect()
