@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import sleep
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,10 @@ class Held:
     """
 
     def __init__(
-        self, sink: Sink, encode: Callable[[Sink, LocalTrace, Sequence[Span | Leaf]], None], worker: Worker
+        self,
+        sink: Sink,
+        encode: Callable[[Sink, Iterable[tuple[LocalTrace, Sequence[Span | Leaf]]]], None],
+        worker: Worker,
     ) -> None:
         self.sink = sink
         self.worker = worker
@@ -57,17 +60,18 @@ class Held:
 
     def encode(self) -> None:
         """Encode what waits. When it returns, all that was put before is encoded, whoever has done it."""
-        traces = self._traces
         with self._lock:
             # What comes in meanwhile is for the next round.
-            for number in range(len(traces)):
-                if number % BATCH == BATCH - 1:
-                    sleep(0)
-                try:
-                    trace, items = traces.popleft()
-                except IndexError:  # a signal handler that has come in between has encoded the others
-                    break
-                self._encode(self.sink, trace, items)
+            for _ in range(-(-len(self._traces) // BATCH)):
+                self._encode(self.sink, self._taken())
+                sleep(0)
+
+    def _taken(self) -> Iterator[tuple[LocalTrace, Sequence[Span | Leaf]]]:
+        for _ in range(BATCH):
+            try:
+                yield self._traces.popleft()
+            except IndexError:
+                return
 
     def spans(self) -> int:
         """Return how many spans wait."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ContextDecorator
 from functools import wraps
 from inspect import iscoroutinefunction
 from time import monotonic, time_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
@@ -55,6 +55,10 @@ logger = logging.getLogger("django_obs")
 REPEATS = 10
 # The identifiers are drawn at random, which the flag of the W3C recommendation, level 2, tells.
 RANDOM = 2
+
+
+# (scope, number of spans, spans as fields of ScopeSpans)
+Group: TypeAlias = tuple[bytes, int, bytes]
 
 
 class Sink(Protocol):
@@ -128,20 +132,28 @@ class TracerProvider(api.TracerProvider):
         held = self.held
         if held is not None and trace.lasting and held.put(sink, trace, items):
             return
-        self.encode(sink, trace, items)
+        self.encode(sink, ((trace, items),))
 
-    def encode(self, sink: Sink, trace: LocalTrace, items: Sequence[Span | Leaf]) -> None:
-        """Encode spans of one trace and offer them to a sink. Never raises."""
+    def encode(self, sink: Sink, traces: Iterable[tuple[LocalTrace, Sequence[Span | Leaf]]]) -> None:
+        """Encode spans and offer them to a sink, all at once. Never raises."""
+        groups: list[Group] = []
+        limits = self.limits
+        for trace, items in traces:
+            try:
+                groups += encoder.encode_items(items, trace, limits, generator)
+            except Exception:
+                groups += self._encode_one_by_one(trace, items)
         try:
-            sink.offer(encoder.encode_items(items, trace, self.limits, generator))
+            sink.offer(groups)
         except Exception:
-            self._deliver_one_by_one(sink, trace, items)
+            self.failed += sum(group[1] for group in groups)
+            report_once("Spans could not be handed over", exc_info=True)
 
-    def _deliver_one_by_one(self, sink: Sink, trace: LocalTrace, items: Sequence[Span | Leaf]) -> None:
+    def _encode_one_by_one(self, trace: LocalTrace, items: Sequence[Span | Leaf]) -> Iterator[Group]:
         # One span that cannot be encoded must not cost the others.
         for item in items:
             try:
-                sink.offer(encoder.encode_items((item,), trace, self.limits, generator))
+                yield from encoder.encode_items((item,), trace, self.limits, generator)
             except Exception:
                 self.failed += 1
                 report_once("A span could not be encoded", exc_info=True)

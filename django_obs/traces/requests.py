@@ -78,9 +78,9 @@ class RequestTracing:
             if chosen is None and not provider.processors and type(provider.sampler) is RatioSampler:
                 span = scope.span = tracer.start_request(name, meta, {}, now)
                 if type(span) is Span:
-                    span.late = (self.opened, *words)
+                    span.late = (self.described, *words)
             else:
-                attributes = self.opened(*words)
+                attributes = self.described(*words)
                 if chosen is not None:
                     attributes.update(chosen.of_request(request))
                 span = scope.span = tracer.start_request(name, meta, attributes, now)
@@ -89,17 +89,24 @@ class RequestTracing:
             scope.trace_id = ids[0]
             scope.sampled = type(span) is Span and span.trace.flags & 1 == 1
         else:
-            attributes = self.opened(*words)
+            attributes = self.described(*words)
             if chosen is not None:
                 attributes.update(chosen.of_request(request))
             self._open_foreign(tracer, scope, name, meta, attributes, now)
         if chosen is not None and chosen.request_hook is not None:
             call(chosen.request_hook, scope.span, request)
 
-    def opened(
-        self, endpoint: Endpoint, path: str, query: str | None, peer: str | None, agent: str | None, version: str | None
+    def described(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        query: str | None,
+        peer: str | None,
+        agent: str | None,
+        version: str | None,
+        outcome: tuple[Any, ...] | None = None,
     ) -> dict[str, Any]:
-        """Return the attributes of a request that has come in."""
+        """Return the attributes of a request that has come in, or is over; the outcome is what `add_outcome` takes."""
         attributes = (self._endpoints.get(endpoint) or self._endpoint(endpoint)).copy()
         attributes["url.path"] = path
         if query:
@@ -110,21 +117,8 @@ class RequestTracing:
             attributes["user_agent.original"] = agent
         if version is not None:
             attributes["network.protocol.version"] = version
-        return attributes
-
-    def closed(
-        self,
-        endpoint: Endpoint,
-        path: str,
-        query: str | None,
-        peer: str | None,
-        agent: str | None,
-        version: str | None,
-        outcome: tuple[Any, ...],
-    ) -> dict[str, Any]:
-        """Return the attributes of a request that is over; the outcome is what `add_outcome` takes."""
-        attributes = self.opened(endpoint, path, query, peer, agent, version)
-        add_outcome(attributes, *outcome)
+        if outcome is not None:
+            add_outcome(attributes, *outcome)
         return attributes
 
     def _endpoint(self, key: Endpoint) -> dict[str, Any]:
@@ -211,7 +205,7 @@ class RequestTracing:
             (str(scope.status) if error is None else type_name(error)) if failed else None,
         )
         if own and span.late is not None and not span.recorded_attributes:
-            span.late = (self.closed, *span.late[1:], outcome)
+            span.late = (*span.late, outcome)
             attributes: dict[str, Any] = span.recorded_attributes
         elif own:
             attributes = span.all_attributes()
