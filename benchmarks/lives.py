@@ -13,14 +13,9 @@ import argparse
 import random
 from contextlib import ExitStack
 from math import sqrt
-from pathlib import Path
 from statistics import mean, stdev
-from tempfile import TemporaryDirectory
 
-from benchmarks.collector import collector
-from benchmarks.database import database
-from benchmarks.process import Bench, driver
-from benchmarks.receiver import receiver
+from benchmarks.process import Bench, driver, sqlite_bench
 from benchmarks.stacks import STACKS
 
 STRETCHES = 24
@@ -50,11 +45,8 @@ def main() -> None:
     parser.add_argument("--lives", type=int, default=32)
     options = parser.parse_args()
     stacks = options.stacks.split(",")
-    with TemporaryDirectory(prefix="benchmark-") as name, collector(Path(name)) as endpoint, receiver() as sink:
-        directory = Path(name)
-        with database("sqlite", directory) as url:
-            bench = Bench(directory, url, endpoint, sink.url)
-            lives = [live(bench, stacks, options.page, number) for number in range(options.lives)]
+    with sqlite_bench() as bench:
+        lives = [live(bench, stacks, options.page, number) for number in range(options.lives)]
     for stack in stacks:
         added = [(each[stack] / each[stacks[0]] - 1) * 100 for each in lives]
         error = stdev(added) / sqrt(len(added))

@@ -12,11 +12,8 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.collector import collector
-from benchmarks.database import database
 from benchmarks.instructions import COUNTS, STRETCH
-from benchmarks.process import Bench, driver
-from benchmarks.receiver import receiver
+from benchmarks.process import Bench, driver, sqlite_bench
 from benchmarks.stacks import STACKS, Stack
 
 # The smaller number of requests, and by what it is multiplied for the greater one: as in benchmarks.instructions, what
@@ -49,14 +46,11 @@ def main() -> None:
     parser.add_argument("--stacks", default="bare,stock,django_obs", help="comma-separated")
     parser.add_argument("--cache", default="2097152,16,64", help="second-level cache: bytes, ways, bytes a line")
     options = parser.parse_args()
-    with TemporaryDirectory(prefix="benchmark-") as name, collector(Path(name)) as endpoint, receiver() as sink:
-        directory = Path(name)
-        with database("sqlite", directory) as url:
-            bench = Bench(directory, url, endpoint, sink.url)
-            for page in options.pages.split(","):
-                for stack in options.stacks.split(","):
-                    found = misses(bench, STACKS[stack], page, options.cache)
-                    print(f"{page:8} {stack:12} {sum(found):7.0f} =", " + ".join(f"{each:.0f}" for each in found))
+    with sqlite_bench() as bench:
+        for page in options.pages.split(","):
+            for stack in options.stacks.split(","):
+                found = misses(bench, STACKS[stack], page, options.cache)
+                print(f"{page:8} {stack:12} {sum(found):7.0f} =", " + ".join(f"{each:.0f}" for each in found))
 
 
 if __name__ == "__main__":

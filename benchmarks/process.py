@@ -9,9 +9,12 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
+from benchmarks.collector import collector
+from benchmarks.database import database
 from benchmarks.environments import python
+from benchmarks.receiver import receiver
 from benchmarks.stacks import Stack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +79,15 @@ class Driver:
     def warm(self, page: str, count: int) -> None:
         """Serve a page so many times without counting."""
         self.serve(f"!{page}", count)
+
+
+@contextmanager
+def sqlite_bench():
+    """Yield what processes share that are measured on SQLite alone."""
+    with TemporaryDirectory(prefix="benchmark-") as name, collector(Path(name)) as endpoint, receiver() as sink:
+        directory = Path(name)
+        with database("sqlite", directory) as url:
+            yield Bench(directory, url, endpoint, sink.url)
 
 
 @contextmanager

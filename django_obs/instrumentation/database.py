@@ -96,7 +96,8 @@ class MeasuredConnection:
         return source
 
     def _first(self) -> Callable[..., None]:
-        tally = self.owner.kept().tally(self.alias, self.vendor)
+        assert self.owner.instruments is not None
+        tally = self.owner.instruments().tally(self.alias, self.vendor)
         self.count = tally.add if tally is not None else ignore
         return self.count
 
@@ -110,7 +111,7 @@ class DatabaseInstrumentation:
 
     ``record_leaf`` records a query below the current span, if there is one; ``leaf_source`` makes what the spans of one
     database have in common from a function that describes a statement; ``instruments`` returns what keeps the metrics,
-    and is called with the first thing to count. Each may be None, where its signal is off.
+    and is not called before there is something to count. Each may be None, where its signal is off.
     """
 
     def __init__(
@@ -125,7 +126,6 @@ class DatabaseInstrumentation:
         self.instruments = instruments
         self.sources: dict[str, Any] = {}  # by alias
         self.failed = False
-        self._kept: Any = None
 
     def install(self) -> None:
         """Wrap every connection that is or will be made in this process."""
@@ -141,13 +141,6 @@ class DatabaseInstrumentation:
         """Make a span of each query from now on."""
         self.leaf_source = leaf_source
         self.record_leaf = record_leaf
-
-    def kept(self) -> Any:
-        """Return what keeps the metrics."""
-        if self._kept is None:
-            assert self.instruments is not None
-            self._kept = self.instruments()
-        return self._kept
 
     def connected(self, connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         """Wrap a connection that was made just now."""
@@ -167,8 +160,9 @@ class DatabaseInstrumentation:
         return measured
 
     def _count_connection(self, connection: BaseDatabaseWrapper, error: BaseException | None) -> None:
+        assert self.instruments is not None
         try:
-            self.kept().record_connection(connection.alias, connection.vendor, error)
+            self.instruments().record_connection(connection.alias, connection.vendor, error)
         except Exception:
             self.swallow()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from django_obs.context import Scope, current, unscoped
 from django_obs.logs.console import ACCESS
@@ -100,11 +100,6 @@ AccessStamp: TypeAlias = tuple[
 Stamp: TypeAlias = RecordStamp | AccessStamp
 LEVEL: Final = 1
 SCOPE: Final = 2
-
-
-def is_access(stamp: Stamp) -> TypeGuard[AccessStamp]:
-    """Tell what was queued."""
-    return type(stamp[SCOPE]) is Scope
 
 
 class Stamper:
@@ -218,7 +213,7 @@ class Stamper:
     # -- In the listener -----------------------------------------------------------------------------------------------
 
     def entry(self, stamp: Stamp) -> Entry:
-        if is_access(stamp):
+        if type(stamp[SCOPE]) is Scope:
             return self._access_entry(stamp)
         record = cast("RecordStamp", stamp)
         created, levelno, levelname, logger, message, ids, request_id, bound, extra, error, stack = record

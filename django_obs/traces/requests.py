@@ -72,26 +72,25 @@ class RequestTracing:
         tracer = self.tracer
         if chosen is not None:
             tracer = chosen.tracer or tracer
+        # Whoever looks at spans as they start, or decides by their attributes, finds them all.
+        late = (
+            chosen is None
+            and type(tracer) is Tracer
+            and not tracer.provider.processors
+            and type(tracer.provider.sampler) is RatioSampler
+        )
+        attributes = {} if late else self.described(*words)
+        if chosen is not None:
+            attributes.update(chosen.of_request(request))
         if type(tracer) is Tracer:
-            provider = tracer.provider
-            # Whoever looks at spans as they start, or decides by their attributes, finds them all.
-            if chosen is None and not provider.processors and type(provider.sampler) is RatioSampler:
-                span = scope.span = tracer.start_request(name, meta, {}, now)
-                if type(span) is Span:
-                    span.late = (self.described, *words)
-            else:
-                attributes = self.described(*words)
-                if chosen is not None:
-                    attributes.update(chosen.of_request(request))
-                span = scope.span = tracer.start_request(name, meta, attributes, now)
+            span = scope.span = tracer.start_request(name, meta, attributes, now)
+            if late and type(span) is Span:
+                span.late = (self.described, *words)
             scope.activation = span.activate()
             ids = scope.ids = span.ids()
             scope.trace_id = ids[0]
             scope.sampled = type(span) is Span and span.trace.flags & 1 == 1
         else:
-            attributes = self.described(*words)
-            if chosen is not None:
-                attributes.update(chosen.of_request(request))
             self._open_foreign(tracer, scope, name, meta, attributes, now)
         if chosen is not None and chosen.request_hook is not None:
             call(chosen.request_hook, scope.span, request)
@@ -207,11 +206,8 @@ class RequestTracing:
         if own and span.late is not None and not span.recorded_attributes:
             span.late = (*span.late, outcome)
             attributes: dict[str, Any] = span.recorded_attributes
-        elif own:
-            attributes = span.all_attributes()
-            add_outcome(attributes, *outcome)
         else:
-            attributes = {}
+            attributes = span.all_attributes() if own else {}
             add_outcome(attributes, *outcome)
         route = scope.route
         if route is not None:

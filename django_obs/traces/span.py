@@ -51,7 +51,6 @@ if hasattr(os, "register_at_fork"):
 
 # Types of values that nobody can change, and that no code of the project's has to be asked for.
 ATOMS: Final = frozenset({str, int, float, bool, bytes, type(None)})
-
 TEXT: Final = frozenset({str})
 # More attributes than are ever put together late.
 LATE: Final = 24
@@ -673,7 +672,8 @@ def record_leaf(
 ) -> None:
     """Record an ended child of the current span that has no children, as `Span.add_leaf` does, if a span takes it.
 
-    A statement that is no text is called for its text.
+    A statement that is no text is called for its text. Not by way of `recording_span()` and `add_leaf()`: each query
+    would wait for two functions more.
     """
     context = get_current()
     span = context.get(SPAN_KEY)
