@@ -36,8 +36,8 @@ class Job:
 class Worker:
     """A named daemon thread that runs jobs by the clock, started on first use in each process.
 
-    Nothing wakes it but the clock, ``wake()`` and ``flush()``: a thread that every record wakes costs a hand-off of the
-    interpreter lock per record.
+    Nothing wakes it but the clock, ``wake()``, ``hurry()`` and ``flush()``: a thread that every record wakes costs a
+    hand-off of the interpreter lock per record.
     """
 
     def __init__(self, name: str) -> None:
@@ -55,11 +55,13 @@ class Worker:
         self._stopping = False
         self._stopped = False
 
-    def every(self, seconds: float, job: Callable[[], None]) -> None:
+    def every(self, seconds: float, run: Callable[[], None]) -> Job:
         """Run the job every so many seconds, from now on and in every process that uses this worker."""
-        self.jobs.append(Job(seconds, job))
+        job = Job(seconds, run)
+        self.jobs.append(job)
         if self.running:
             self.wake()
+        return job
 
     def ensure(self) -> None:
         """Start the thread in this process unless it runs or was stopped. Never raises, never waits."""
@@ -85,19 +87,35 @@ class Worker:
 
     def wake(self) -> None:
         """Let the thread run all jobs now. Safe in a signal handler that has interrupted another call of it."""
+        self._make_due()
+        self._ring()
+
+    def hurry(self, job: Job) -> None:
+        """Let the thread run this job now, with those that are due soon. As safe as `wake`."""
+        job.due = 0.0
+        self._ring()
+
+    def _make_due(self) -> None:
+        for job in self.jobs:
+            job.due = 0.0
+
+    def _ring(self) -> None:
         with suppress(RuntimeError, ValueError):  # it rings already
             self._bell.release()
 
     def flush(self, timeout: float) -> bool:
         """Run all jobs and wait for it, at most so many seconds; tell whether they came to their end."""
         if not self.running:
-            self._run_jobs(monotonic(), everything=True)
+            self._make_due()
+            self._run_jobs(monotonic())
             return True
         if threading.current_thread() is self._thread:
             return False
         done = threading.Event()
+        # In this order: whoever finds the event finds the jobs due.
+        self._make_due()
         self._waiting.append(done)
-        self.wake()
+        self._ring()
         return done.wait(timeout)
 
     def stop(self, timeout: float) -> bool:
@@ -131,18 +149,18 @@ class Worker:
         while True:
             now = monotonic()
             next_due = min((job.due for job in self.jobs), default=now + 60.0)
-            rung = bell.acquire(timeout=max(0.0, next_due - now))
+            bell.acquire(timeout=max(0.0, next_due - now))
             # Taken before the jobs run: who asks for a flush while they do waits for the next round.
             waiting, self._waiting = self._waiting, []
-            self._run_jobs(monotonic(), everything=rung)
+            self._run_jobs(monotonic())
             for event in waiting:
                 event.set()
             if self._stopping:
                 return
 
-    def _run_jobs(self, now: float, *, everything: bool) -> None:
+    def _run_jobs(self, now: float) -> None:
         for job in list(self.jobs):
-            if everything or job.due - job.early <= now:
+            if job.due - job.early <= now:
                 job.due = now + job.seconds
                 try:
                     job.run()

@@ -53,6 +53,45 @@ def test_flush_runs_a_job_that_is_not_due_in_the_thread() -> None:
     worker.stop(60)
 
 
+def test_job_in_a_hurry_runs_without_the_others() -> None:
+    ran: list[str] = []
+    done = threading.Event()
+    worker = Worker("test")
+    worker.every(3600, lambda: ran.append("other"))
+    job = worker.every(3600, lambda: ran.append("urgent") or done.set())  # type: ignore[func-returns-value]
+    worker.ensure()
+
+    worker.hurry(job)
+
+    assert done.wait(60)
+    assert ran == ["urgent"]
+    assert worker.flush(60)
+    assert ran == ["urgent", "other", "urgent"]
+    worker.stop(60)
+
+
+def test_flush_that_meets_a_round_of_another_job_runs_all_the_same() -> None:
+    ran: list[str] = []
+    urgent = threading.Event()
+    worker = Worker("test")
+    worker.every(3600, lambda: ran.append("other"))
+    job = worker.every(3600, urgent.set)
+    worker.ensure()
+
+    class Met(list[threading.Event]):
+        """Lets the thread run when a flush has just said that it waits."""
+
+        def append(self, event: threading.Event) -> None:
+            super().append(event)
+            worker.hurry(job)
+            assert urgent.wait(60)
+
+    worker._waiting = Met()
+    assert worker.flush(60)
+    assert ran == ["other"]
+    worker.stop(60)
+
+
 def test_flush_gives_up_at_its_timeout() -> None:
     release = threading.Event()
     worker = Worker("test")
@@ -299,6 +338,6 @@ def test_jobs_that_are_due_together_wake_the_thread_once() -> None:
     for name, due in (("one", 10.0), ("soon", 10.04), ("later", 10.2)):
         worker.every(0.1, lambda name=name: ran.append(name))  # type: ignore[misc]
         worker.jobs[-1].due = due
-    worker._run_jobs(10.0, everything=False)
+    worker._run_jobs(10.0)
     assert ran == ["one", "soon"]
     assert [job.due for job in worker.jobs] == [10.1, 10.1, 10.2]

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .provider import Sink
     from .span import LocalTrace, Span
 
-# Seconds between two rounds, those of the listener's.
-INTERVAL = 0.1
+# Seconds between two rounds. Each costs a third of a millisecond whatever it finds, as the worker's memory is cold too;
+# who waits for spans waits for the exporter, ten times as long.
+INTERVAL = 0.5
 # Traces that may wait: whoever ends one more encodes it, as when there is no worker. And spans that one of them may
 # have: what has more is a row by itself, and all together are as many as the queue behind takes by default.
 LIMIT = 256
 SPANS = 32
-# Traces encoded between two moments at which other threads surely get the interpreter: a third of a millisecond.
+# Traces that are worth a round before its time. And as many are encoded between two moments at which other threads
+# surely get the interpreter: a third of a millisecond.
 BATCH = 32
 
 
@@ -42,7 +44,7 @@ class Held:
         self.worker = worker
         self._encode = encode
         self.after_fork()
-        worker.every(INTERVAL, self.encode)
+        self._job = worker.every(INTERVAL, self.encode)
 
     def after_fork(self) -> None:
         """Forget the parent's traces, which the parent will export."""
@@ -56,15 +58,23 @@ class Held:
         if len(traces) >= LIMIT or len(items) > SPANS or not self.worker.running or sink is not self.sink:
             return False
         traces.append((trace, items))
+        # One is due at once that somebody has asked for already.
+        if len(traces) >= BATCH and self._job.due:
+            self.worker.hurry(self._job)
         return True
 
     def encode(self) -> None:
         """Encode what waits. When it returns, all that was put before is encoded, whoever has done it."""
         with self._lock:
-            # What comes in meanwhile is for the next round.
-            for _ in range(-(-len(self._traces) // BATCH)):
+            rows = -(-len(self._traces) // BATCH)
+            # What comes in meanwhile is for the next round, unless it is worth one: a thread that has to wait for its
+            # turn anew finds the room full. Not for ever, as a flush waits for this.
+            for row in range(rows + LIMIT // BATCH):
+                if row >= rows and len(self._traces) < BATCH:
+                    break
+                if row:
+                    sleep(0)
                 self._encode(self.sink, self._taken())
-                sleep(0)
 
     def _taken(self) -> Iterator[tuple[LocalTrace, Sequence[Span | Leaf]]]:
         for _ in range(BATCH):

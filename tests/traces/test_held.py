@@ -10,8 +10,8 @@ import pytest
 
 from django_obs.lifecycle import Worker
 from django_obs.traces import held as held_module
-from django_obs.traces.held import LIMIT, SPANS, Held
-from tests.traces.support import ListSink, make_provider
+from django_obs.traces.held import BATCH, LIMIT, SPANS, Held
+from tests.traces.support import ListSink, make_provider, wait_for
 
 
 @pytest.fixture
@@ -74,7 +74,31 @@ def test_trace_that_somebody_may_still_change_is_encoded_at_once(
     assert (len(sink.spans()), held.spans()) == (2 if add == "of the child" else 1, 0)
 
 
+def test_many_traces_do_not_wait_for_the_clock(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, sink, held = provider_with(worker, monkeypatch)
+    for number in range(BATCH):
+        provider.get_tracer("t").start_span(f"{number}").end()
+    wait_for(lambda: held.spans() == 0)
+    held.encode()  # returns when the worker has
+    assert sink.names() == [str(number) for number in range(BATCH)]
+
+
+def test_threads_that_end_the_last_of_many_together_do_not_wait_either(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, sink, held = provider_with(worker, monkeypatch)
+    for number in range(BATCH - 1):
+        provider.get_tracer("t").start_span(f"{number}").end()
+    # Another thread has put its own, and not looked yet how many there are.
+    held._traces.append(held._traces[0])
+    provider.get_tracer("t").start_span("last").end()
+    wait_for(lambda: held.spans() == 0)
+    held.encode()
+    assert sink.names().count("last") == 1
+
+
 def test_whoever_ends_one_trace_too_many_encodes_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_module, "BATCH", LIMIT + 1)
     provider, sink, held = provider_with(worker, monkeypatch)
     for number in range(LIMIT + 1):
         provider.get_tracer("t").start_span(f"{number}").end()
