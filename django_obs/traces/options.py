@@ -124,15 +124,12 @@ def _split(text: str) -> list[str]:
 
 NOTHING = RequestOptions()
 
-_in_force: RequestOptions | None = None
+# What requests are traced with, None if nothing was chosen. Read twice for each
+# request, so not by way of a function; always as `options.in_force`, since it changes.
+in_force: RequestOptions | None = None
 
 
 def use(options: RequestOptions | None) -> None:
     """Let requests be traced with these options from now on; None for nothing chosen."""
-    global _in_force
-    _in_force = options or None
-
-
-def in_force() -> RequestOptions | None:
-    """Return the options that requests are traced with, None if nothing was chosen."""
-    return _in_force
+    global in_force
+    in_force = options or None

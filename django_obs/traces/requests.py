@@ -24,6 +24,7 @@ from .span import STACK, Span, UnrecordedSpan, report_once
 
 ERROR = Status(StatusCode.ERROR)
 REDACTED = "REDACTED"
+RESPONSE_PROPAGATORS = "opentelemetry.instrumentation.propagators"
 REMEMBERED = 1024
 # Method, scheme, Host header, name and port of the server, protocol.
 Endpoint: TypeAlias = tuple[str, str, str | None, str | None, str | None, str | None]
@@ -43,14 +44,14 @@ class RequestTracing:
         # What requests have in common, by the words it is read from. Clients choose some: what is full is emptied.
         self._endpoints: dict[Endpoint, dict[str, Any]] = {}
         self._names: dict[tuple[str, str], str] = {}
-        if options.in_force() is None:
+        if options.in_force is None:
             options.use(options.RequestOptions.from_environment())
         load_propagators()
 
     def open_request(self, scope: Scope, request: Any) -> None:
         """Start the span and make it current; its trace id is noted on the scope."""
         meta = request.META
-        chosen = options.in_force()
+        chosen = options.in_force
         if chosen is not None and chosen.is_excluded(full_url(request)):
             scope.activation = suppress()
             return
@@ -222,7 +223,7 @@ class RequestTracing:
             span.set_status(ERROR)
             if error is not None and span.is_recording():
                 span.record_exception(error, {STACK: scope.stack()}, escaped=True)
-        chosen = options.in_force()
+        chosen = options.in_force
         if chosen is not None and response is not None:
             attributes.update(chosen.of_response(response))
         if not own:
@@ -230,7 +231,8 @@ class RequestTracing:
         if response is not None:
             if chosen is not None and chosen.response_hook is not None:
                 call(chosen.response_hook, span, request, response)
-            propagate_back(response)
+            if sys.modules.get(RESPONSE_PROPAGATORS) is not None:
+                propagate_back(response)
         # As long as the access line says, whatever has become of the clock meanwhile.
         span.end(span.start_time + scope.ended - scope.started if own else None)
 
@@ -277,8 +279,7 @@ def call(hook: Callable[..., None], *arguments: Any) -> None:
 
 def propagate_back(response: Any) -> None:
     """Let a response propagator of opentelemetry-instrumentation write its headers, if a project has set one."""
-    module = sys.modules.get("opentelemetry.instrumentation.propagators")
-    propagator = module.get_global_response_propagator() if module is not None else None
+    propagator = sys.modules[RESPONSE_PROPAGATORS].get_global_response_propagator()
     if propagator is not None and not response.streaming:
         propagator.inject(response)
 

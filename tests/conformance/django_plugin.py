@@ -23,6 +23,7 @@ import opentelemetry.instrumentation.django as official
 
 from django_obs.traces import options
 from django_obs.traces.instrumentor import DjangoInstrumentor
+from django_obs.traces.requests import RequestTracing
 
 os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = "http"
 official.DjangoInstrumentor = DjangoInstrumentor  # type: ignore[misc]
@@ -47,23 +48,26 @@ def configure_with_app(self: Any, *args: Any, **options: Any) -> None:
     self.MIDDLEWARE = conf.global_settings.MIDDLEWARE
 
 
-def in_force() -> Any:
+open_request = RequestTracing.open_request
+
+
+def look_and_open(self: RequestTracing, scope: Any, request: Any) -> None:
     """Look again at each request, as the official middleware does: tests change its class and the environment."""
-    chosen = options._in_force
-    if chosen is None:
-        return None
-    now = options.RequestOptions.from_environment()
-    return replace(
-        chosen,
-        request_headers=now.request_headers,
-        response_headers=now.response_headers,
-        sanitized_headers=now.sanitized_headers,
-        request_hook=official._DjangoMiddleware._otel_request_hook,
-        response_hook=official._DjangoMiddleware._otel_response_hook,
-    )
+    chosen = options.in_force
+    if chosen is not None:
+        now = options.RequestOptions.from_environment()
+        options.in_force = replace(
+            chosen,
+            request_headers=now.request_headers,
+            response_headers=now.response_headers,
+            sanitized_headers=now.sanitized_headers,
+            request_hook=official._DjangoMiddleware._otel_request_hook,
+            response_hook=official._DjangoMiddleware._otel_response_hook,
+        )
+    open_request(self, scope, request)
 
 
-options.in_force = in_force
+RequestTracing.open_request = look_and_open  # type: ignore[method-assign]
 conf.LazySettings.configure = configure_with_app  # type: ignore[method-assign]
 
 OLD = "asserts attribute names that the stable conventions have replaced"

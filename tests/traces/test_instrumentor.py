@@ -110,9 +110,9 @@ def test_given_provider_makes_the_spans(instrumentor: DjangoInstrumentor) -> Non
 
 def test_nothing_is_in_force_without_choice(instrumentor: DjangoInstrumentor) -> None:
     instrumentor.instrument(request_hook=print)
-    assert options.in_force() is not None
+    assert options.in_force is not None
     instrumentor.uninstrument()
-    assert options.in_force() is None
+    assert options.in_force is None
     assert not NOTHING
 
 
