@@ -71,7 +71,10 @@ class Driver:
         return json.loads(line)
 
     def serve(self, page: str, count: int) -> dict[str, float]:
-        """Serve a page so many times; returns status, wall and cpu, the latter two in seconds per request."""
+        """Serve a page so many times; returns the status, and seconds per request.
+
+        These are wall, cpu, own (CPU of the serving thread) and gc (collecting garbage).
+        """
         self.process.stdin.write(f"{page} {count}\n".encode())
         self.process.stdin.flush()
         return self._answer()
@@ -99,11 +102,14 @@ def driver(
     wrapper: tuple[str, ...] = (),
     stretch: float = 0,
     layout: int = 0,
+    steps: str = "",
     stdout: Path = Path(os.devnull),
 ):
     """Start a driver and end it at the end; ``wrapper`` is a command to run it under, lines go to ``stdout``."""
     read, write = os.pipe()
     variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write), BENCH_LAYOUT=str(layout))
+    if steps:
+        variables["BENCH_STEPS"] = steps
     if stretch:
         variables["BENCH_STRETCH"] = str(stretch)
         variables["OTEL_BSP_SCHEDULE_DELAY"] = str(int(5000 * stretch))
