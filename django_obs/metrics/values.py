@@ -118,13 +118,14 @@ def take_values(metric: Any) -> list[float]:
     return [part.get() for part in parts]
 
 
-def _late(metric: Any) -> bool:
-    """Give a metric its cells at its first record; raises prometheus_client's ValueError where labels are missing."""
+def _late(metric: Any) -> None:
+    """Give a metric its cells at its first record; raises prometheus_client's ValueError where labels are missing.
+
+    Another thread may have done so meanwhile. If it was not for cells that a record failed, it fails once more.
+    """
     metric._raise_if_not_observable()
-    if is_bound(metric):
-        return False
-    store.adopt(metric)
-    return True
+    if not is_bound(metric):
+        store.adopt(metric)
 
 
 # Counter
@@ -137,8 +138,7 @@ def counter_inc(self: Any, amount: float = 1.0, exemplar: dict[str, str] | None 
     try:
         self._cell[()] += amount
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] += amount
     if exemplar is not None:
         keep_exemplar(self, 0, exemplar, amount)
@@ -154,8 +154,7 @@ def gauge_inc(self: Any, amount: float = 1.0) -> None:
     try:
         self._cell[()] += amount
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] += amount
 
 
@@ -166,8 +165,7 @@ def gauge_dec(self: Any, amount: float = 1.0) -> None:
     try:
         self._cell[()] -= amount
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] -= amount
 
 
@@ -176,8 +174,7 @@ def gauge_set(self: Any, value: float) -> None:
     try:
         self._cell[()] = value
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] = float(value)
     except TypeError:
         self._cell[()] = float(value)
@@ -193,8 +190,7 @@ def histogram_observe(self: Any, amount: float, exemplar: dict[str, str] | None 
     try:
         self._cell[()] += amount
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] += amount
     if amount == amount:
         bucket = bisect_left(self._upper_bounds, amount)
@@ -232,8 +228,7 @@ def summary_observe(self: Any, amount: float) -> None:
     try:
         self._cell[()] += amount
     except AttributeError:
-        if not _late(self):
-            raise
+        _late(self)
         self._cell[()] += amount
     self._cells[0][()] += 1.0
 

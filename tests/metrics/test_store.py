@@ -175,6 +175,28 @@ def test_threads_that_open_the_store_together_lose_no_record(run_apart: Callable
     """)
 
 
+@pytest.mark.parametrize(
+    "record", ["Counter.inc", "Gauge.inc", "Gauge.dec", "Gauge.set", "Histogram.observe", "Summary.observe"]
+)
+def test_metric_that_another_thread_gives_its_cells_meanwhile_counts(
+    run_apart: Callable[[str], str], record: str
+) -> None:
+    kind, verb = record.split(".")
+    run_apart(f"""
+        adoption.install(store)
+        metric = {kind}("m", "m", ["kind"]).labels("a")
+        if hasattr(metric, "_cell"):
+            del metric._cell
+        observable = metric._raise_if_not_observable
+        def meanwhile():
+            observable()
+            store.adopt(metric)
+        metric._raise_if_not_observable = meanwhile
+        metric.{verb}(2)
+        assert abs(metric._cell[()]) == 2.0
+    """)
+
+
 def test_removed_label_set_leaves_the_page_of_all_processes(run_apart: Callable[[str], str]) -> None:
     run_apart("""
         adoption.install(store)
