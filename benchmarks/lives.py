@@ -2,11 +2,11 @@
 
 Run: ``python -m benchmarks.lives [--page page] [--stacks bare,django_obs] [--lives 32]``. Where a process happens to
 have its memory makes it some percent slower or faster as long as it lives, and what else the machine does makes each
-moment so. In each life stretches of requests go from stack to stack, in a random order, and of the serving thread the
-fastest third of them counts. They take half a second, as long as the rounds of all threads but the delivery; that of
-the other threads, which is due every five seconds, is the mean of all. Prints what each stack adds to the first one:
-the mean over the lives, and its standard error; and what other threads and collecting garbage take of the whole. A
-delivery that falls due while another stack is served is not counted: one costs a millisecond or two.
+moment so. In each life stretches of requests go from stack to stack, in a random order. They take half a second, so
+that each has its share of what threads do by the clock. Of the serving thread the fastest third of them counts, of
+other threads the mean, since a delivery is due every five seconds only; one that falls due while another stack is
+served is missed, a millisecond or two. Prints what each stack adds to the first one: the mean over the lives, and its
+standard error; and what other threads and collecting garbage take of the whole.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def live(bench: Bench, stacks: list[str], page: str, number: int) -> dict[str, T
     }
 
 
+def standard_error(values: list[float]) -> float:
+    """Return that of the mean; 0 of a single value, which tells of none."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lives")
     parser.add_argument("--page", default="page", choices=REQUESTS)
@@ -76,12 +81,11 @@ def main() -> None:
         lives = [live(bench, stacks, options.page, number) for number in range(options.lives)]
     for stack in stacks:
         added = [(each[stack].together / each[stacks[0]].together - 1) * 100 for each in lives]
-        error = stdev(added) / sqrt(len(added))
         taken = mean(each[stack].together for each in lives)
         others = mean(each[stack].others for each in lives)
         garbage = mean(each[stack].garbage for each in lives)
         print(
-            f"{options.page} {stack:16} {taken:8.1f} us {mean(added):+7.2f} % +- {error:.2f}"
+            f"{options.page} {stack:16} {taken:8.1f} us {mean(added):+7.2f} % +- {standard_error(added):.2f}"
             f"  (other threads {others:5.1f} us, garbage {garbage:5.1f} us)"
         )
 

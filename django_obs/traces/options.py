@@ -124,8 +124,8 @@ def _split(text: str) -> list[str]:
 
 NOTHING = RequestOptions()
 
-# What requests are traced with, None if nothing was chosen. Read twice for each
-# request, so not by way of a function; always as `options.in_force`, since it changes.
+# What requests are traced with, None if nothing was chosen. Read twice for each request, so not by way of a function;
+# always as `options.in_force`, since it changes.
 in_force: RequestOptions | None = None
 
 

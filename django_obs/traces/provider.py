@@ -55,17 +55,15 @@ logger = logging.getLogger("django_obs")
 REPEATS = 10
 # The identifiers are drawn at random, which the flag of the W3C recommendation, level 2, tells.
 RANDOM = 2
-
-
-# (scope, number of spans, spans as fields of ScopeSpans)
+# Scope, number of spans, spans as fields of ScopeSpans.
 Group: TypeAlias = tuple[bytes, int, bytes]
 
 
 class Sink(Protocol):
     """What takes encoded spans."""
 
-    def offer(self, groups: Sequence[tuple[bytes, int, bytes]]) -> None:
-        """Take (scope, number of spans, spans as fields of ScopeSpans)."""
+    def offer(self, groups: Sequence[Group]) -> None:
+        """Take spans, by scope."""
 
 
 class TracerProvider(api.TracerProvider):
