@@ -66,10 +66,10 @@ def main() -> None:
     results["machine"] = machine()
     with TemporaryDirectory(prefix="benchmark-") as name:
         directory = Path(name)
-        with collector(directory) as endpoint, receiver() as sink:
+        with collector(directory) as agent, receiver() as sink:
             for kind in options.databases:
                 with database(kind, directory) as url:
-                    bench = Bench(directory, url, endpoint, sink.url)
+                    bench = Bench(directory, url, agent, sink.url)
                     measures = results["databases"].setdefault(kind, {})
                     for measure, value in measured(bench, stacks, wsgi, asgi, options, kind):
                         merge(results if measure in ("memory", "startup") else measures, measure, value)

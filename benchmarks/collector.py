@@ -10,6 +10,15 @@ import sysconfig
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Collector(NamedTuple):
+    """A running collector."""
+
+    endpoint: str
+    """Where it takes OTLP over HTTP."""
+    pid: int
 
 
 def free_port() -> int:
@@ -34,7 +43,7 @@ def wait_for_port(port: int, process: subprocess.Popen, seconds: float = 30.0) -
 
 @contextmanager
 def collector(directory: Path):
-    """Run a collector and yield its OTLP/HTTP endpoint."""
+    """Run a collector and yield it."""
     spec = importlib.util.find_spec("rotel")
     agent = Path(spec.submodule_search_locations[0]) / "rotel-agent"
     http, grpc = free_port(), free_port()
@@ -51,7 +60,7 @@ def collector(directory: Path):
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
     try:
         wait_for_port(http, process)
-        yield f"http://127.0.0.1:{http}"
+        yield Collector(f"http://127.0.0.1:{http}", process.pid)
     finally:
         process.terminate()
         process.wait(10)

@@ -25,7 +25,7 @@ def delivered(bench: Bench, stack: Stack, pages: list[str], server: str) -> dict
     for page in pages:
         output = Path(bench.directory) / "stdout"
         with receiver() as receiving:
-            checked = replace(bench, collector=receiving.url, sink=receiving.url)
+            checked = replace(bench, collector=bench.collector._replace(endpoint=receiving.url), sink=receiving.url)
             with driver(checked, stack, server=server, stdout=output) as process:
                 status = process.serve(page, COUNT)["status"]
                 samples = process.serve("?", 0)["samples"]

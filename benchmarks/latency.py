@@ -1,7 +1,8 @@
-"""Latency and requests per second through gunicorn, and the memory of its workers."""
+"""Latency, requests per second and CPU time through gunicorn, and the memory of its workers."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from benchmarks.stacks import Stack
 SECONDS = 4
 CONNECTIONS = 8
 WORKERS = 2
+LOAD = ("p50", "p99", "rps", "server", "collector")
 MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
@@ -53,7 +55,7 @@ def gunicorn(bench: Bench, stack: Stack):
 
 
 def load(port: int, page: str, seconds: float) -> dict[str, float]:
-    """Send requests with wrk; returns p50 and p99 in milliseconds, requests per second, and the errors."""
+    """Send requests with wrk; returns p50 and p99 in milliseconds, requests, the same per second, errors."""
     output = subprocess.run(
         ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{port}/{page}/"],
         check=True,
@@ -65,26 +67,33 @@ def load(port: int, page: str, seconds: float) -> dict[str, float]:
         value, unit = re.search(rf"^ *{percentile}% +([\d.]+)(us|ms|s)$", output, re.MULTILINE).groups()
         figures[f"p{percentile}"] = float(value) * MILLISECONDS[unit]
     figures["rps"] = float(re.search(r"Requests/sec: +([\d.]+)", output)[1])
+    figures["requests"] = int(re.search(r"(\d+) requests in ", output)[1])
     failures = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     figures["failures"] = int(failures[1]) if failures else 0
     return figures
 
 
 def latency(bench: Bench, stacks: list[Stack], pages: list[str], rounds: int) -> dict[str, dict]:
-    """Measure under load: ``{stack: {page: {"p50", "p99", "rps"}}}``, each with median and quartiles."""
+    """Measure under load: ``{stack: {page: {"p50", "p99", "rps", ...}}}``, each with median and quartiles.
+
+    ``server`` and ``collector`` are microseconds of CPU per request, of gunicorn's workers and of the collector.
+    """
     if not shutil.which("wrk"):
         sys.exit("latency is measured with wrk, which is not installed (Debian: apt-get install wrk)")
     samples: dict = {stack.name: {page: [] for page in pages} for stack in stacks}
     for _ in range(rounds):
         for stack in stacks:
-            with gunicorn(bench, stack) as (port, _process):
+            with gunicorn(bench, stack) as (port, process):
                 for page in pages:
                     load(port, page, 1)
-                    samples[stack.name][page].append(load(port, page, SECONDS))
+                    server, agent = cpu_time(*children(process.pid)), cpu_time(bench.collector.pid)
+                    figures = load(port, page, SECONDS)
+                    figures["server"] = (cpu_time(*children(process.pid)) - server) * 1e6 / figures["requests"]
+                    figures["collector"] = (cpu_time(bench.collector.pid) - agent) * 1e6 / figures["requests"]
+                    samples[stack.name][page].append(figures)
     return {
         name: {
-            page: {key: spread([sample[key] for sample in taken]) for key in ("p50", "p99", "rps")}
-            for page, taken in by_page.items()
+            page: {key: spread([sample[key] for sample in taken]) for key in LOAD} for page, taken in by_page.items()
         }
         for name, by_page in samples.items()
     }
@@ -106,6 +115,16 @@ def memory(bench: Bench, stacks: list[Stack], rounds: int) -> dict[str, dict[str
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cpu_time(*pids: int) -> float:
+    """Return the seconds of CPU that these processes have taken so far, kernel included."""
+    ticks = 0
+    for pid in pids:
+        # What follows the name, which may have any character in it: the state is the first field.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pss(pid: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
-from benchmarks.collector import collector
+from benchmarks.collector import Collector, collector
 from benchmarks.database import database
 from benchmarks.environments import python
 from benchmarks.receiver import receiver
@@ -26,8 +26,8 @@ class Bench:
 
     directory: Path
     database_url: str
-    collector: str
-    """Where OTLP goes to."""
+    collector: Collector
+    """What OTLP goes to."""
     sink: str
     """Where everything else goes to."""
 
@@ -40,7 +40,7 @@ def environ(bench: Bench, stack: Stack, **more: str) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": stack.settings,
         "BENCH_DATABASE_URL": bench.database_url,
         "OTEL_SERVICE_NAME": "benchmark",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": bench.collector,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": bench.collector.endpoint,
         "BENCH_SINK_URL": bench.sink,
         # The names of the stable conventions, which ours always has.
         "OTEL_SEMCONV_STABILITY_OPT_IN": "http",
@@ -87,10 +87,10 @@ class Driver:
 @contextmanager
 def sqlite_bench():
     """Yield what processes share that are measured on SQLite alone."""
-    with TemporaryDirectory(prefix="benchmark-") as name, collector(Path(name)) as endpoint, receiver() as sink:
+    with TemporaryDirectory(prefix="benchmark-") as name, collector(Path(name)) as agent, receiver() as sink:
         directory = Path(name)
         with database("sqlite", directory) as url:
-            yield Bench(directory, url, endpoint, sink.url)
+            yield Bench(directory, url, agent, sink.url)
 
 
 @contextmanager

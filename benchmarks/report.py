@@ -14,6 +14,13 @@ TITLES = {
     "failing": "failing view",
     "async": "async view (ASGI)",
 }
+LOAD = {
+    "p50": "p50 ms",
+    "p99": "p99 ms",
+    "rps": "requests/s",
+    "server": "CPU us/request",
+    "collector": "collector's CPU us/request",
+}
 UNITS = {"instructions": "million instructions", "cpu": "microseconds of CPU"}
 
 
@@ -83,11 +90,11 @@ def arrivals(figures: dict[str, dict[str, dict]]) -> str:
 
 def under_load(figures: dict[str, dict[str, dict]]) -> str:
     pages = next(iter(figures.values()))
-    header = ["stack", *(f"{TITLES[page]}: {key}" for page in pages for key in ("p50 ms", "p99 ms", "requests/s"))]
+    header = ["stack", *(f"{TITLES[page]}: {heading}" for page in pages for heading in LOAD.values())]
     rows = [
         [
             title(name),
-            *(f"{by_page[page][key]['median']:.4g}" for page in pages for key in ("p50", "p99", "rps")),
+            *(f"{by_page[page][key]['median']:.4g}" for page in pages for key in LOAD),
         ]
         for name, by_page in figures.items()
     ]
