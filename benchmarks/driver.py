@@ -17,6 +17,7 @@ import random
 import sys
 import time
 
+from benchmarks.project.stopwatch import StopwatchMiddleware
 from benchmarks.stacks import flush, samples
 
 ENVIRON = {
@@ -203,19 +204,19 @@ def main() -> None:
             gc.freeze()
             gc.disable()
             callgrind.start()
-        collections.seconds = 0.0
+        collections.seconds = StopwatchMiddleware.seconds = 0.0
         wall, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
         status = server.serve(path, int(count))
         if not page.startswith("+"):
             flush()
         wall, cpu, own = time.perf_counter() - wall, time.process_time() - cpu, time.thread_time() - own
-        collected = collections.seconds
+        collected, inside = collections.seconds, StopwatchMiddleware.seconds
         if callgrind and measured:
             gc.collect()
             callgrind.stop()
             gc.enable()
         served = int(count)
-        seconds = {"wall": wall, "cpu": cpu, "own": own, "gc": collected}
+        seconds = {"wall": wall, "cpu": cpu, "own": own, "inside": inside, "gc": collected}
         answer = {"status": status} | {name: value / served for name, value in seconds.items()}
         if steps:
             answer["steps"] = told(taken, served)

@@ -6,7 +6,7 @@ moment so. In each life stretches of requests go from stack to stack, in a rando
 that each has its share of what threads do by the clock. Of the serving thread the fastest third of them counts, of
 other threads the mean, since a delivery is due every five seconds only; one that falls due while another stack is
 served is missed, a millisecond or two. Prints what each stack adds to the first one: the mean over the lives, and its
-standard error; and what other threads and collecting garbage take of the whole.
+standard error; and what the project itself, other threads and collecting garbage take of the whole.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Taken(NamedTuple):
 
     own: float
     """Of the thread that serves."""
+    inside: float
+    """Of these, what it takes in the project's middleware and view, queries included."""
     others: float
     garbage: float
     """Of both, collecting garbage."""
@@ -46,21 +48,28 @@ def live(bench: Bench, stacks: list[str], page: str, number: int) -> dict[str, T
     samples: dict[str, list[Taken]] = {name: [] for name in stacks}
     order = random.Random(number)
     with ExitStack() as exits:
-        drivers = {name: exits.enter_context(driver(bench, STACKS[name], layout=number)) for name in stacks}
+        drivers = {
+            name: exits.enter_context(driver(bench, STACKS[name], layout=number, stopwatch=True)) for name in stacks
+        }
         for process in drivers.values():
             process.warm(page, 100)
         for _ in range(STRETCHES):
             for name in order.sample(stacks, len(stacks)):
                 took = drivers[name].serve(f"+{page}", REQUESTS[page])
-                samples[name].append(Taken(took["own"] * 1e6, (took["cpu"] - took["own"]) * 1e6, took["gc"] * 1e6))
-    return {
-        name: Taken(
-            mean(sorted(each.own for each in taken)[: STRETCHES // 3]),
-            mean(each.others for each in taken),
-            mean(each.garbage for each in taken),
-        )
-        for name, taken in samples.items()
-    }
+                others = took["cpu"] - took["own"]
+                samples[name].append(Taken(*(each * 1e6 for each in (took["own"], took["inside"], others, took["gc"]))))
+    return {name: summed_up(taken) for name, taken in samples.items()}
+
+
+def summed_up(taken: list[Taken]) -> Taken:
+    """Return the mean: of the fastest third of the stretches for the thread that serves, of all for the rest."""
+    fastest = sorted(taken)[: STRETCHES // 3]
+    return Taken(
+        mean(each.own for each in fastest),
+        mean(each.inside for each in fastest),
+        mean(each.others for each in taken),
+        mean(each.garbage for each in taken),
+    )
 
 
 def standard_error(values: list[float]) -> float:
@@ -82,11 +91,12 @@ def main() -> None:
     for stack in stacks:
         added = [(each[stack].together / each[stacks[0]].together - 1) * 100 for each in lives]
         taken = mean(each[stack].together for each in lives)
+        inside = mean(each[stack].inside for each in lives)
         others = mean(each[stack].others for each in lives)
         garbage = mean(each[stack].garbage for each in lives)
         print(
             f"{options.page} {stack:16} {taken:8.1f} us {mean(added):+7.2f} % +- {standard_error(added):.2f}"
-            f"  (other threads {others:5.1f} us, garbage {garbage:5.1f} us)"
+            f"  (in the project {inside:.1f} us, other threads {others:.1f} us, garbage {garbage:.1f} us)"
         )
 
 

@@ -73,7 +73,8 @@ class Driver:
     def serve(self, page: str, count: int) -> dict[str, float]:
         """Serve a page so many times; returns the status, and seconds per request.
 
-        These are wall, cpu, own (CPU of the serving thread) and gc (collecting garbage).
+        These are wall, cpu, own (CPU of the serving thread), inside (what it takes in the project, if a stopwatch was
+        asked for) and gc (collecting garbage).
         """
         self.process.stdin.write(f"{page} {count}\n".encode())
         self.process.stdin.flush()
@@ -103,11 +104,14 @@ def driver(
     stretch: float = 0,
     layout: int = 0,
     steps: str = "",
+    stopwatch: bool = False,
     stdout: Path = Path(os.devnull),
 ):
     """Start a driver and end it at the end; ``wrapper`` is a command to run it under, lines go to ``stdout``."""
     read, write = os.pipe()
     variables = environ(bench, stack, BENCH_SERVER=server, BENCH_ANSWERS=str(write), BENCH_LAYOUT=str(layout))
+    if stopwatch:
+        variables["BENCH_STOPWATCH"] = "1"
     if steps:
         variables["BENCH_STEPS"] = steps
     if stretch:

@@ -25,6 +25,8 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
+if "BENCH_STOPWATCH" in os.environ:
+    MIDDLEWARE.insert(0, "benchmarks.project.stopwatch.StopwatchMiddleware")
 ROOT_URLCONF = "benchmarks.project.urls"
 WSGI_APPLICATION = "benchmarks.project.wsgi.application"
 TEMPLATES = [
