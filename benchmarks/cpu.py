@@ -22,7 +22,7 @@ def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds
     """Measure microseconds per request: ``{stack: {page: {"median", "low", "high"}}}``, low and high the quartiles.
 
     A machine is faster now and slower then, and in one round all stacks meet it alike: ``added``, ``added_low`` and
-    ``added_high`` are of the differences from the first stack within the rounds.
+    ``added_high`` are of the differences from the first stack within the rounds, whose own median is ``first``.
     """
     samples: dict[str, dict[str, list[float]]] = {stack.name: {page: [] for page in pages} for stack in stacks}
     launches = min(LAUNCHES, rounds)
@@ -47,7 +47,7 @@ def cpu(bench: Bench, stacks: list[Stack], pages: list[str], server: str, rounds
 def paired(values: list[float], first: list[float]) -> dict[str, float]:
     """Summarise the differences of samples that were taken side by side."""
     found = spread([own - other for own, other in zip(values, first, strict=True)])
-    return {"added": found["median"], "added_low": found["low"], "added_high": found["high"]}
+    return {"added": found["median"], "added_low": found["low"], "added_high": found["high"], "first": median(first)}
 
 
 def spread(values: list[float]) -> dict[str, float]:

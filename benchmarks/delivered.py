@@ -5,9 +5,11 @@ A stack that writes to a closed pipe, samples nothing out of caution or lost its
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.collector import Collector
 from benchmarks.process import Bench, driver
 from benchmarks.receiver import receiver
 from benchmarks.stacks import Stack
@@ -25,7 +27,7 @@ def delivered(bench: Bench, stack: Stack, pages: list[str], server: str) -> dict
     for page in pages:
         output = Path(bench.directory) / "stdout"
         with receiver() as receiving:
-            checked = replace(bench, collector=bench.collector._replace(endpoint=receiving.url), sink=receiving.url)
+            checked = replace(bench, collector=Collector(receiving.url, os.getpid()), sink=receiving.url)
             with driver(checked, stack, server=server, stdout=output) as process:
                 status = process.serve(page, COUNT)["status"]
                 samples = process.serve("?", 0)["samples"]

@@ -1,4 +1,4 @@
-"""CPU time of one page over many lives of each process: what `benchmarks.cpu` says, to a quarter of a percent.
+"""CPU time of one page over many lives of each process: what `benchmarks.cpu` says, to half a percent.
 
 Run: ``python -m benchmarks.lives [--page page] [--stacks bare,django_obs] [--lives 32]``. Where a process happens to
 have its memory makes it some percent slower or faster as long as it lives, and what else the machine does makes each
@@ -15,6 +15,7 @@ import argparse
 import random
 from contextlib import ExitStack
 from math import sqrt
+from operator import attrgetter
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Taken(NamedTuple):
     own: float
     """Of the thread that serves."""
     inside: float
-    """Of these, what it takes in the project's middleware and view, queries included."""
+    """Of these, what passes behind the first middleware of the project, what telemetry does in there included."""
     others: float
     garbage: float
     """Of both, collecting garbage."""
@@ -55,15 +56,15 @@ def live(bench: Bench, stacks: list[str], page: str, number: int) -> dict[str, T
             process.warm(page, 100)
         for _ in range(STRETCHES):
             for name in order.sample(stacks, len(stacks)):
-                took = drivers[name].serve(f"+{page}", REQUESTS[page])
-                others = took["cpu"] - took["own"]
-                samples[name].append(Taken(*(each * 1e6 for each in (took["own"], took["inside"], others, took["gc"]))))
+                answer = drivers[name].serve(f"+{page}", REQUESTS[page])
+                us = {what: seconds * 1e6 for what, seconds in answer.items()}
+                samples[name].append(Taken(us["own"], us["inside"], us["cpu"] - us["own"], us["gc"]))
     return {name: summed_up(taken) for name, taken in samples.items()}
 
 
 def summed_up(taken: list[Taken]) -> Taken:
     """Return the mean: of the fastest third of the stretches for the thread that serves, of all for the rest."""
-    fastest = sorted(taken)[: STRETCHES // 3]
+    fastest = sorted(taken, key=attrgetter("own"))[: STRETCHES // 3]
     return Taken(
         mean(each.own for each in fastest),
         mean(each.inside for each in fastest),

@@ -55,7 +55,7 @@ def differences(figures: dict[str, dict[str, dict]]) -> str:
     bare = figures["bare"]
 
     def cell(page: str, value: dict[str, float]) -> str:
-        whole = bare[page]["median"]
+        whole = value.get("first", bare[page]["median"])
         low, high = value["added_low"] / whole, value["added_high"] / whole
         return f"{value['added']:+.3g} ({value['added'] / whole:+.1%}; {low:+.1%} to {high:+.1%})".replace("%", " %")
 
@@ -94,7 +94,7 @@ def under_load(figures: dict[str, dict[str, dict]]) -> str:
     rows = [
         [
             title(name),
-            *(f"{by_page[page][key]['median']:.4g}" for page in pages for key in LOAD),
+            *(f"{by_page[page][key]['median']:.4g}" if key in by_page[page] else "" for page in pages for key in LOAD),
         ]
         for name, by_page in figures.items()
     ]
@@ -179,10 +179,15 @@ def deliveries(figures: dict[str, dict[str, float]]) -> list[str]:
 
 
 def spreads(figures: dict[str, dict[str, dict]], what: str, samples: str) -> str:
-    """Say how far the middle half of the samples lies apart, of all cells the median and the widest."""
+    """Say how far the middle half of the samples lies apart, of all cells with several the median and the widest."""
     widths = sorted(
-        (value["high"] - value["low"]) / value["median"] for by_page in figures.values() for value in by_page.values()
+        (value["high"] - value["low"]) / value["median"]
+        for by_page in figures.values()
+        for value in by_page.values()
+        if value["high"] > value["low"]
     )
+    if not widths:
+        return f"{what}, one each.\n"
     return (
         f"{what}. The middle half of the {samples} spans {widths[len(widths) // 2]:.1%} "
         f"of the median in the middle cell, {widths[-1]:.1%} in the widest: differences below that mean nothing.\n"

@@ -1,4 +1,4 @@
-"""Times what the project does with a request, without what stands around it."""
+"""Times what passes inside the outermost middleware of telemetry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from time import thread_time
 
 
 class StopwatchMiddleware:
-    """The first middleware of the project: inside of what telemetry puts before, around the page and its queries."""
+    """The first middleware of the project: inside of what a stack puts before it.
+
+    What a stack puts further in, or around queries and other middleware, counts as the project.
+    """
 
     seconds = 0.0
 
