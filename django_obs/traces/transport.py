@@ -228,7 +228,7 @@ def needs_requests(signal: Signal, url: str) -> bool:
 
 
 def _urllib3_transport(**options: Any) -> Any:
-    # One megabyte of a process where requests takes more than five.
+    # One megabyte of a process, where requests would take three and a half on top.
     urllib3: Any = import_module("opentelemetry.exporter.http.transport._urllib3")
     exceptions: Any = import_module("urllib3.exceptions")
 

@@ -242,7 +242,8 @@ def test_tail_outlives_the_port(obs: Any, tmp_path: Path) -> None:
     first = RunMetrics(place)
     command = Command(place, "tail")
     try:
-        wait_for(lambda: watched(first))
+        # Not before it was answered: who never was is told that there is no port.
+        assert "Hello" in marked(first, command, "/v1/logs", logs(record("Hello")))
         first.process.kill()
         first.process.communicate()
         assert command.process.stderr is not None
