@@ -179,7 +179,7 @@ def deliveries(figures: dict[str, dict[str, float]]) -> list[str]:
 
 
 def spreads(figures: dict[str, dict[str, dict]], what: str, samples: str) -> str:
-    """Say how far the middle half of the samples lies apart, of all cells with several the median and the widest."""
+    """Say how far the middle half of the samples lies apart, of cells where they differ the median and the widest."""
     widths = sorted(
         (value["high"] - value["low"]) / value["median"]
         for by_page in figures.values()
@@ -187,7 +187,7 @@ def spreads(figures: dict[str, dict[str, dict]], what: str, samples: str) -> str
         if value["high"] > value["low"]
     )
     if not widths:
-        return f"{what}, one each.\n"
+        return f"{what}.\n"
     return (
         f"{what}. The middle half of the {samples} spans {widths[len(widths) // 2]:.1%} "
         f"of the median in the middle cell, {widths[-1]:.1%} in the widest: differences below that mean nothing.\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_obs.conf import Settings, logs_collector
 from django_obs.lifecycle import Worker
@@ -15,6 +15,9 @@ from django_obs.logs.entry import Entry
 from django_obs.traces.encoder import encode_log, encode_scope
 from django_obs.traces.exporter import Exporter
 from django_obs.traces.transport import Transport, open_transport
+
+if TYPE_CHECKING:
+    from django_obs.traces.encoder import Group
 
 # https://opentelemetry.io/docs/specs/otel/logs/data-model/#field-severitynumber
 SEVERITIES = ((50, 21), (40, 17), (30, 13), (20, 9), (10, 5), (0, 1))
@@ -79,7 +82,7 @@ class LogExport:
         }
 
 
-def encode_entries(entries: list[Entry]) -> list[tuple[bytes, int, bytes]]:
+def encode_entries(entries: list[Entry]) -> list[Group]:
     """Encode entries as (scope, number of records, records as fields of ScopeLogs), a scope for each logger."""
     groups: dict[str, list[bytes]] = {}
     for entry in entries:

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
+
+if TYPE_CHECKING:
+    from django_obs.traces.encoder import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class _Sink:
     def __init__(self, spans: list[CapturedSpan]) -> None:
         self.spans = spans
 
-    def offer(self, groups: Sequence[tuple[bytes, int, bytes]]) -> None:
+    def offer(self, groups: Sequence[Group]) -> None:
         from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
         from django_obs.traces.encoder import delimited

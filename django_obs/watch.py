@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from django_obs.log_export import LogExport
     from django_obs.logs.entry import Entry
     from django_obs.logs.listener import LogListener
+    from django_obs.traces.encoder import Group
     from django_obs.traces.provider import TracerProvider
 
 logger = logging.getLogger("django_obs")
-
-# (scope, number of spans or records, these as fields of ScopeSpans or ScopeLogs)
-Group = tuple[bytes, int, bytes]
 
 # Seconds between two deliveries: what a person takes for at once.
 INTERVAL: Final = 0.25

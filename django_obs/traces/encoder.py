@@ -361,6 +361,8 @@ class LeafSource:
 
 # (source, statement, span id of the parent, start and end in ns since the epoch, error type, further attributes)
 Leaf = tuple[LeafSource, Any, int, int, int, str | None, dict[str, Any] | None]
+# (scope, number of spans or records, these as fields of ScopeSpans or ScopeLogs)
+Group = tuple[bytes, int, bytes]
 
 
 def encode_leaf(leaf: Leaf, trace_id: bytes, span_id: bytes, state: bytes) -> bytes:
@@ -400,11 +402,8 @@ def encode_leaf(leaf: Leaf, trace_id: bytes, span_id: bytes, state: bytes) -> by
 
 def encode_items(
     items: Sequence[Span | Leaf], trace: LocalTrace, limits: SpanLimits, generator: random.Random
-) -> list[tuple[bytes, int, bytes]]:
-    """Encode spans and leaves of one trace, grouped by instrumentation scope.
-
-    Returns one (scope, number of spans, spans as fields of ScopeSpans) for each scope.
-    """
+) -> list[Group]:
+    """Encode spans and leaves of one trace, grouped by instrumentation scope."""
     trace_id = trace.trace_id.to_bytes(16, "big")
     count = len(items)
     if count == 1 and type(items[0]) is not tuple:

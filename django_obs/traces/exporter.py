@@ -7,12 +7,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_obs.lifecycle import Worker
 
 from .encoder import encode_request, encode_resource
 from .transport import Batch, Outcome, Transport
+
+if TYPE_CHECKING:
+    from .encoder import Group
 
 logger = logging.getLogger("django_obs")
 
@@ -64,7 +67,7 @@ class Exporter:
         self.exported = 0
         self.dropped = 0
         self.failed = 0
-        self._queue: deque[tuple[bytes, int, bytes]] = deque()
+        self._queue: deque[Group] = deque()
         self._unsent: Batch | None = None
         self._taken_at = 0.0
         self._transport: Transport | None = None
@@ -76,7 +79,7 @@ class Exporter:
         self._pressed = False
         self._warned_at: float | None = None
 
-    def offer(self, groups: Sequence[tuple[bytes, int, bytes]]) -> None:
+    def offer(self, groups: Sequence[Group]) -> None:
         """Queue encoded spans: (scope, number of spans, spans as fields of ScopeSpans)."""
         for group in groups:
             count = group[1]

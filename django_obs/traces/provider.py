@@ -10,7 +10,7 @@ from functools import wraps
 from inspect import iscoroutinefunction
 from time import monotonic, time_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import trace as api
 from opentelemetry.context import Context
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.util.types import Attributes
 
-    from .encoder import Leaf
+    from .encoder import Group, Leaf
     from .held import Held
 
 logger = logging.getLogger("django_obs")
@@ -55,8 +55,6 @@ logger = logging.getLogger("django_obs")
 REPEATS = 10
 # The identifiers are drawn at random, which the flag of the W3C recommendation, level 2, tells.
 RANDOM = 2
-# Scope, number of spans, spans as fields of ScopeSpans.
-Group: TypeAlias = tuple[bytes, int, bytes]
 
 
 class Sink(Protocol):
